@@ -1,0 +1,17 @@
+"""Differentiable projection operators for cryo-EM and tomography."""
+
+from . import plugins
+from .fourier import backward_project, forward_project
+from .plugins import backends, set_backend, use_backend
+from .version import VERSION as __version__
+
+plugins.discover()
+
+__all__ = [
+    "__version__",
+    "backends",
+    "backward_project",
+    "forward_project",
+    "set_backend",
+    "use_backend",
+]

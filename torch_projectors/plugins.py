@@ -1,0 +1,211 @@
+"""Backends: compiled kernels for the ops, in distributions of their own.
+
+A backend is an entry point of the group `torch_projectors.backends` that names a module (or object) with two hooks,
+marked by `hookimpl`. Entry points are listed on import of `torch_projectors` and loaded when an op first needs a
+kernel, each on its own: one that fails leaves the reference in its place, and a warning that says why.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+import torch
+
+from .version import VERSION
+
+# What plugins are built against: the schemas of the ops and what they mean. Bump it when either changes.
+ABI = 1
+
+GROUP = "torch_projectors.backends"
+DISABLE = "TORCH_PROJECTORS_DISABLE"
+
+hookspec = pluggy.HookspecMarker("torch_projectors")
+hookimpl = pluggy.HookimplMarker("torch_projectors")
+
+
+class BackendWarning(UserWarning):
+    """An installed backend cannot be used."""
+
+
+class Hooks:
+    """What a backend implements."""
+
+    @hookspec
+    def torch_projectors_backend(self) -> dict[str, Any]:
+        """Describe the backend: `abi` (int), `version` (str) and `device` (the torch device type it serves).
+
+        Called first; nothing may be registered yet.
+        """
+
+    @hookspec
+    def torch_projectors_register(self, torch_version: tuple[int, int]) -> None:
+        """Register kernels for the ops of namespace `torch_projectors`, or raise with the reason why not."""
+
+
+@dataclass
+class Backend:
+    """What is known of a backend. status: found (not loaded yet), loaded, failed or disabled."""
+
+    name: str
+    distribution: str
+    version: str
+    status: str
+    device: str = ""
+    reason: str = ""
+
+
+_lock = threading.RLock()
+_backends: dict[str, Backend] = {}
+_entry_points: dict[str, importlib.metadata.EntryPoint] = {}
+_pending = False
+_loading = False
+
+def discover() -> None:
+    """List the installed backends without loading any."""
+    global _pending
+    found = importlib.metadata.entry_points()
+    # Python 3.9 has no selection by group.
+    points = found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())
+    disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
+    with _lock:
+        for point in points:
+            if point.name in _entry_points:  # an editable install beside a wheel lists a backend twice
+                continue
+            distribution = getattr(point, "dist", None)
+            off = bool(disabled & {point.name, "all"})
+            _entry_points[point.name] = point
+            _backends[point.name] = Backend(
+                point.name,
+                distribution.metadata["Name"] if distribution else "",
+                distribution.version if distribution else "",
+                "disabled" if off else "found",
+                reason=f"disabled by {DISABLE}" if off else "",
+            )
+            _pending = _pending or not off
+
+
+def load() -> bool:
+    """Load every backend that was found. Returns False, at no cost, where there is nothing left to load."""
+    global _pending, _loading
+    if not _pending:
+        return False
+    with _lock:
+        if _loading:  # a backend calls an op while it registers
+            return False
+        if _pending:
+            _loading = True
+            try:
+                for name, backend in _backends.items():
+                    if backend.status == "found":
+                        _load_one(backend, _entry_points[name])
+            finally:
+                # Last, so that no other thread runs an op with half of the backends.
+                _loading = _pending = False
+    return True
+
+
+def _load_one(backend: Backend, entry_point: importlib.metadata.EntryPoint) -> None:
+    try:
+        manager = pluggy.PluginManager("torch_projectors")
+        manager.add_hookspecs(Hooks)
+        manager.register(entry_point.load(), name=backend.name)
+        manager.check_pending()
+        descriptions = manager.hook.torch_projectors_backend()
+        if len(descriptions) != 1 or not manager.hook.torch_projectors_register.get_hookimpls():
+            raise RuntimeError("it lacks the hooks torch_projectors_backend and torch_projectors_register")
+        (description,) = descriptions
+        if description.get("abi") != ABI:
+            raise RuntimeError(
+                f"it was built for ABI {description.get('abi')} of torch_projectors, and this one has ABI {ABI}; "
+                f"install matching versions: pip install -U torch-projectors {backend.distribution}"
+            )
+        backend.version = str(description.get("version", backend.version))
+        backend.device = str(description["device"])
+        manager.hook.torch_projectors_register(torch_version=torch_version())
+        backend.status = "loaded"
+    except Exception as error:
+        backend.status, backend.reason = "failed", f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"backend {backend.name!r} ({backend.distribution}) is installed but cannot be used, so the PyTorch "
+            f"reference serves instead: {backend.reason}. Set {DISABLE}={backend.name} to silence this.",
+            BackendWarning,
+            stacklevel=2,
+        )
+
+
+def torch_version() -> tuple[int, int]:
+    """(major, minor) of the installed torch."""
+    major, minor = re.findall(r"\d+", torch.__version__)[:2]
+    return int(major), int(minor)
+
+
+def backends() -> dict[str, Backend]:
+    """The reference and every installed backend: whether it is loaded, for which device, and if not, why."""
+    load()
+    reference = Backend("reference", "torch-projectors", VERSION, "loaded", device="any")
+    return {"reference": reference, **_backends}
+
+
+# --- Choice ---
+
+_chosen = "auto"
+_regions: list[use_backend] = []
+
+
+def set_backend(name: str) -> None:
+    """Choose what serves the ops from now on, in the whole process.
+
+    name: "auto" (a loaded backend for the device, else the reference), "reference", or the name of a loaded
+    backend, which makes a tensor on a device that it does not serve an error.
+    """
+    global _chosen
+    _check(name)
+    _chosen = name
+
+
+class use_backend:
+    """Context manager that does as `set_backend` for a region; also in functions under `torch.compile`.
+
+    The choice holds for the whole process, not for one thread, as torch's own backend flags do. Of open regions the
+    last one entered counts. Gradients are computed by the backend that computed the result.
+    """
+
+    def __init__(self, name: str) -> None:
+        _check(name)
+        self.name = name
+
+    def __enter__(self) -> use_backend:
+        _regions.append(self)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        _regions.remove(self)
+
+
+def selected(device: torch.device) -> str:
+    """The chosen backend, "auto" or "reference"."""
+    name = _regions[-1].name if _regions else _chosen
+    if name not in ("auto", "reference") and _backends[name].device != device.type:
+        raise ValueError(
+            f"backend {name!r} is chosen and serves {_backends[name].device} tensors, but these are on {device}"
+        )
+    return name
+
+
+def _check(name: str) -> None:
+    if name in ("auto", "reference"):
+        return
+    load()
+    backend = _backends.get(name)
+    if backend is None:
+        known = ", ".join(repr(n) for n in ("auto", "reference", *_backends))
+        raise ValueError(f"unknown backend {name!r}; expected one of {known}")
+    if backend.status != "loaded":
+        raise RuntimeError(f"backend {name!r} is {backend.status}: {backend.reason}")
