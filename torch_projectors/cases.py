@@ -64,7 +64,7 @@ class Case:
         images = spectrum(self.batch, self.poses, *stored_shape(self.image_shape))
         weights = normal(*images.shape).abs()
         matrices, _ = torch.linalg.qr(normal(self.rotation_batch, self.poses, dims, dims))
-        rotations = matrices + self.stretch * normal(*matrices.shape)
+        rotations = (matrices + self.stretch * normal(*matrices.shape)).contiguous()
         shifts = None
         if self.shift_batch is not None:
             shifts = 2 * normal(self.shift_batch, self.poses, len(self.image_shape))

@@ -215,12 +215,13 @@ def _check_spectrum(name: str, x: Any) -> None:
 
 def _check_rotations(rotations: Any, device: torch.device) -> int:
     _check_tensor("rotations", rotations, (torch.float32, torch.float64))
-    if rotations.shape[-2:] not in ((2, 2), (3, 3)):
-        raise ValueError(
-            f"rotations: expected matrices [..., P, 2, 2] or [..., P, 3, 3], got shape {tuple(rotations.shape)}"
-        )
     _check_device("rotations", rotations, device)
-    return rotations.shape[-1]
+    for dims in (2, 3):  # a literal: sizes are symbols while tracing
+        if rotations.dim() >= 2 and rotations.shape[-2] == dims and rotations.shape[-1] == dims:
+            return dims
+    raise ValueError(
+        f"rotations: expected matrices [..., P, 2, 2] or [..., P, 3, 3], got shape {tuple(rotations.shape)}"
+    )
 
 
 def _check_rank(name: str, x: Tensor, dims: int, rotation_dims: int) -> None:
@@ -237,8 +238,7 @@ def _check_shape(name: str, shape: Any, lengths: tuple[int, ...]) -> tuple[int, 
         values = tuple(shape)
     except TypeError:
         values = ()
-    integers = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in values)
-    if len(values) not in lengths or not integers or any(n < 1 for n in values):
+    if len(values) not in lengths or not all(_is_number(n, int) and n >= 1 for n in values):
         forms = " or ".join({2: "(H, W)", 3: "(D, H, W)"}[n] for n in lengths)
         raise ValueError(f"{name}: expected a real-space shape {forms} of positive integers, got {shape!r}")
     return values
@@ -309,9 +309,14 @@ def _check_interpolation(interpolation: Any) -> int:
 
 
 def _check_number(name: str, value: Any, expectation: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+    if not _is_number(value, (int, float)):
         raise TypeError(f"{name}: expected {expectation}, got {_shown(value)}")
     return value
+
+
+def _is_number(x: Any, types: Any) -> bool:
+    # What a tracer puts in place of numbers is not an instance of their types.
+    return ops.tracing() or (isinstance(x, types) and not isinstance(x, bool))
 
 
 def _check_oversampling(oversampling: Any) -> float:

@@ -269,10 +269,10 @@ def project_gradients(
     need_shifts: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of L = Re <forward_project(volume), images>, each empty unless needed."""
-    grad_volume = torch.zeros_like(volume) if need_volume else volume.new_empty(0)
-    grad_images = torch.zeros_like(images) if need_images else images.new_empty(0)
-    grad_rotations = torch.zeros_like(rotations) if need_rotations else rotations.new_empty(0)
-    grad_shifts = torch.zeros_like(shifts) if need_shifts and shifts is not None else rotations.new_empty(0)
+    need = (need_volume, need_images, need_rotations, need_shifts and shifts is not None)
+    tensors = (volume, images, rotations, rotations if shifts is None else shifts)
+    gradients = [x.new_zeros(x.shape if n else 0) for x, n in zip(tensors, need)]
+    grad_volume, grad_images, grad_rotations, grad_shifts = gradients
     if images.numel() == 0:
         return grad_volume, grad_images, grad_rotations, grad_shifts
     sampling = Sampling(volume.shape[0], rotations, shifts, geometry)
@@ -283,15 +283,15 @@ def project_gradients(
         unshifted = sampling.shifted(sampling.read(images, block), block, back=True)
         if need_volume:
             stencil.scatter_(grad_volume.view(-1), unshifted)
-        if need_images or need_rotations or need_shifts:
+        if any(need[1:]):
             values, *slopes = stencil.gather(volume.reshape(-1), slopes=need_rotations)
         if need_images:
             sampling.write_(grad_images, block, sampling.shifted(values, block))
         if need_rotations:
             rotation_sums[block.poses] += _rotation_gradient(sampling, block, unshifted, slopes)
-        if need_shifts:
+        if need[3]:
             shift_sums[:, block.poses] += _shift_gradient(sampling, block, unshifted, values)
-    if need_shifts and shifts is not None:
+    if need[3]:
         sums = shift_sums.view(-1, *shifts.shape[1:])
         grad_shifts = sums if sums.shape == shifts.shape else sums.sum(0, keepdim=True)
     return grad_volume, grad_images, grad_rotations, grad_shifts

@@ -60,5 +60,5 @@ def add_mates_(spectrum: Tensor, shape: Sequence[int]) -> Tensor:
     for column in paired_columns(shape[-1]):
         plane = spectrum[..., column]
         mate = torch.roll(torch.flip(plane, axes), [1] * len(axes), axes)
-        plane.add_(mate.conj_physical() if mate.is_complex() else mate)
+        plane.add_(mate.conj())
     return spectrum
