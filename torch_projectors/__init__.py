@@ -1,8 +1,10 @@
 """Differentiable projection operators for cryo-EM and tomography."""
 
 from . import plugins
+from .diagnostics import info
 from .fourier import backward_project, forward_project
 from .plugins import backends, set_backend, use_backend
+from .verification import verify
 from .version import VERSION as __version__
 
 plugins.discover()
@@ -12,6 +14,8 @@ __all__ = [
     "backends",
     "backward_project",
     "forward_project",
+    "info",
     "set_backend",
     "use_backend",
+    "verify",
 ]
