@@ -9,12 +9,27 @@ import math
 from collections.abc import Sequence
 from typing import Callable, Optional
 
-import torch
 from torch import Tensor
+
+
+def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """The shape that all shapes broadcast to; several times faster than `torch.broadcast_shapes`."""
+    result: list[int] = []
+    for shape in shapes:
+        result[:0] = [1] * (len(shape) - len(result))
+        first = len(result) - len(shape)
+        for i, n in enumerate(shape, first):
+            if n != 1 and n != result[i]:
+                if result[i] != 1:
+                    raise ValueError(f"shapes do not broadcast: {', '.join(str(tuple(s)) for s in shapes)}")
+                result[i] = n
+    return tuple(result)
 
 
 def _aligned(x: Tensor, trailing: int, leading: int) -> Tensor:
     """x with `leading` dimensions before its `trailing` ones."""
+    if x.dim() == leading + trailing:
+        return x
     return x.reshape(*[1] * (leading + trailing - x.dim()), *x.shape)
 
 
@@ -43,8 +58,8 @@ def fold_forward(
     rotations = _aligned(rotations, 3, leading)
     shifts = None if shifts is None else _aligned(shifts, 2, leading)
     poses = [rotations] if shifts is None else [rotations, shifts]
-    *pose_lead, count = torch.broadcast_shapes(*[x.shape[: leading + 1] for x in poses])
-    lead = torch.broadcast_shapes(volume.shape[:leading], pose_lead)
+    *pose_lead, count = broadcast(*[x.shape[: leading + 1] for x in poses])
+    lead = broadcast(volume.shape[:leading], pose_lead)
     own = [i for i in range(leading) if volume.shape[i] == 1 and lead[i] != 1]  # of the poses alone
     shared = [i for i in range(leading) if i not in own]
     batch, per_volume = [lead[i] for i in shared], [*[lead[i] for i in own], count]
@@ -53,19 +68,22 @@ def fold_forward(
         if pose is None:
             return None
         inner = pose.shape[leading + 1 :]
-        pose = pose.permute(*shared, *own, *range(leading, pose.dim()))
+        if own:
+            pose = pose.permute(*shared, *own, *range(leading, pose.dim()))
         outer = pose.shape[: len(shared)]
         pose = pose.expand(*outer, *per_volume, *inner).reshape(*outer, math.prod(per_volume), *inner)
         return _to_batch(pose, batch)
 
     box = volume.shape[leading:]
-    volume = volume.permute(*shared, *own, *range(leading, volume.dim()))
+    if own:
+        volume = volume.permute(*shared, *own, *range(leading, volume.dim()))
     volume = volume.expand(*batch, *volume.shape[len(shared) :]).reshape(math.prod(batch), *box)
     images = project(volume, fold(rotations), fold(shifts))
     images = images.reshape(*batch, *per_volume, *images.shape[2:])
-    order = [*shared, *own]
-    back = [order.index(i) for i in range(leading)]
-    return images.permute(*back, *range(leading, images.dim()))
+    if own:
+        order = [*shared, *own]
+        images = images.permute(*[order.index(i) for i in range(leading)], *range(leading, images.dim()))
+    return images
 
 
 def fold_backward(
@@ -84,7 +102,7 @@ def fold_backward(
     tensors = [images, weights, rotations, shifts]
     leading = max(x.dim() - t for x, t in zip(tensors, trailing) if x is not None)
     tensors = [None if x is None else _aligned(x, t, leading) for x, t in zip(tensors, trailing)]
-    *lead, poses = torch.broadcast_shapes(*[x.shape[: leading + 1] for x in tensors if x is not None])
+    *lead, poses = broadcast(*[x.shape[: leading + 1] for x in tensors if x is not None])
     batch = math.prod(lead)
 
     def fold(x: Optional[Tensor]) -> Optional[Tensor]:

@@ -21,11 +21,13 @@ Outputs that were not asked for are empty.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import plugins, reference
 from .batching import fold_backward, fold_forward
@@ -54,6 +56,13 @@ def tracing() -> bool:
     """Whether a compiler or exporter is looking: then the ops are called bare, and no value can be read."""
     compiler = torch.compiler
     return compiler.is_compiling() or getattr(compiler, "is_exporting", bool)()
+
+
+def _differentiated(tensors: Iterable[Optional[Tensor]]) -> bool:
+    """Whether eager mode has to record or transform a call; where not, the bare op is several times faster to call."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 # --- Reference kernels under the schemas' flat signatures ---
@@ -200,10 +209,10 @@ class Operators:
     ) -> Any:
         # Python kernels do not see the lazy conjugate and negative bits while a graph is traced.
         plain = [x if x is None else x.resolve_conj().resolve_neg().contiguous() for x in tensors]
-        if not tracing():
+        if not tracing() and _differentiated(plain):
             return FUNCTIONS[name].apply(*plain, *geometry, *need, self, friedel)
         result = getattr(self.bare, name)(*plain, *geometry, *need)
-        if not friedel:
+        if not (friedel and tracing()):
             return result
         if name == "forward_project":
             return _CountPairsOnce.apply(result, geometry.image_shape[-1])

@@ -188,14 +188,14 @@ class Sampling:
             return shifts
         return shifts.expand(self.batch, -1, -1).reshape(1, self.shape[1], shifts.shape[2])
 
-    def blocks(self, taps: int = BLOCK_TAPS) -> Iterator[Block]:
-        """Blocks of about `taps` taps at most."""
+    def blocks(self, size: int = 1) -> Iterator[Block]:
+        """Blocks of at most `size * BLOCK_TAPS` taps, or of one sample."""
         device, dtype = self.rotations.device, self.rotations.dtype
         pixels, k = within(self.image_shape, self.geometry.cutoff)
         index = torch.from_numpy(pixels).to(device)
         k = [torch.from_numpy(f).to(device, dtype) for f in k]
         volumes, poses = self.shape
-        samples = taps // (self.interpolation.taps ** len(self.volume_shape) * max(volumes, 1))
+        samples = size * BLOCK_TAPS // (self.interpolation.taps ** len(self.volume_shape) * max(volumes, 1))
         pose_step, pixel_step = max(1, samples // len(pixels)), max(1, samples)
         for q in range(0, poses, pose_step):
             for i in range(0, len(pixels), pixel_step):
@@ -358,7 +358,7 @@ def pose_curvature(
             total = total + (direction * _shift_gradient(sampling, block, unshifted, values)).sum()
         return total
 
-    for block in Sampling(volume.shape[0], rotations, shifts, geometry).blocks(16 * BLOCK_TAPS):
+    for block in Sampling(volume.shape[0], rotations, shifts, geometry).blocks(size=16):
         gradients = torch.func.grad(derivative, argnums=needed)(*tensors)
         for i, gradient in zip(needed, gradients):
             sums[i] = sums[i] + gradient
