@@ -433,17 +433,12 @@ def _second(
 
 
 class _CountPairsOnce(torch.autograd.Function):
-    """Identity whose gradient counts each Friedel pair once."""
-
-    generate_vmap_rule = True
+    """Identity, for traced graphs, whose gradient counts each Friedel pair once."""
 
     @staticmethod
-    def forward(spectrum: Tensor, width: int) -> Tensor:
+    def forward(ctx: Any, spectrum: Tensor, width: int) -> Tensor:  # with ctx: torch 2.4 traces no other form
+        ctx.width = width
         return spectrum.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.width = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

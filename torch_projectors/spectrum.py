@@ -60,5 +60,6 @@ def add_mates_(spectrum: Tensor, shape: Sequence[int]) -> Tensor:
     for column in paired_columns(shape[-1]):
         plane = spectrum[..., column]
         mate = torch.roll(torch.flip(plane, axes), [1] * len(axes), axes)
-        plane.add_(mate.conj())
+        # Not conj: torch 2.4 does not export its lazy form, and its physical one has no rule for vmap.
+        plane.add_(torch.complex(mate.real, -mate.imag) if mate.is_complex() else mate)
     return spectrum
