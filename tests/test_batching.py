@@ -149,7 +149,9 @@ def test_the_layout_of_inputs_does_not_matter(backend, dims, image_dims):
     options = {"reconstruction_shape": BOX[dims], "projection_shape": BOX[image_dims]}
     weights = expected.abs()
     same(
-        backward_project(expected.mT.contiguous().mT, rotations, shifts, weights=weights.mT.contiguous().mT, **options),
+        backward_project(
+            expected.mT.contiguous().mT, rotations, shifts, weights=weights.mT.contiguous().mT, **options
+        ),
         backward_project(expected, rotations, shifts, weights=weights, **options),
     )
 
@@ -213,7 +215,10 @@ def test_memory_beyond_inputs_and_outputs_does_not_grow_with_the_number_of_poses
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         environment = {**os.environ, "PYTHONPATH": root, "TORCH_PROJECTORS_DISABLE": "all"}
         result = subprocess.run(
-            [sys.executable, "-c", MEMORY_PROGRAM, str(count)], env=environment, capture_output=True, text=True
+            [sys.executable, "-c", MEMORY_PROGRAM, str(count)],
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert result.returncode == 0, result.stderr
         peak, images = map(int, result.stdout.split())

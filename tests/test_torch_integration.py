@@ -234,16 +234,16 @@ def test_vmap_over_volumes_poses_and_both_equals_a_loop(backend, case):
     turned = torch.stack([rotations, -rotations, rotations.flip(0)])
     moved = torch.stack([shifts, -shifts, shifts.flip(0)])
     vmap = torch.func.vmap
-    assert_same(vmap(problem.forward, (None, 0, 0))(volume, rotations, shifts), problem.forward(*problem.forward_args))
+    assert_same(
+        vmap(problem.forward, (None, 0, 0))(volume, rotations, shifts), problem.forward(*problem.forward_args)
+    )
     for args, dims in [
         ((volumes, rotations, shifts), (0, None, None)),
         ((volume, turned, shifts), (None, 0, None)),
         ((volume, rotations, moved.movedim(0, 1)), (None, None, 1)),
         ((volumes, turned, moved), (0, 0, 0)),
     ]:
-        loop = [
-            [x if d is None else x.select(d, i) for x, d in zip(args, dims)] for i in range(3)
-        ]
+        loop = [[x if d is None else x.select(d, i) for x, d in zip(args, dims)] for i in range(3)]
         mapped = vmap(problem.forward, dims)(*args)
         assert_same(mapped, torch.stack([problem.forward(*one) for one in loop]))
         every = torch.func.grad(problem.forward_loss, (0, 1, 2))

@@ -12,7 +12,8 @@ from . import diagnostics, verification
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m torch_projectors", description="Differentiable projection operators: the installation."
+        prog="python -m torch_projectors",
+        description="Differentiable projection operators: the installation.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser(
@@ -32,7 +33,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     verifier.add_argument(
         "--backend", action="append", metavar="NAME", help="only this one; may be given more than once"
     )
-    verifier.add_argument("--every-case", action="store_true", help="a row for each case, not for each geometry")
+    verifier.add_argument(
+        "--every-case", action="store_true", help="a row for each case, not for each geometry"
+    )
     options = parser.parse_args(arguments)
     if options.command == "info":
         diagnostics.report()

@@ -112,7 +112,9 @@ def fold_backward(
         return _to_batch(x, lead)
 
     images, weights = [
-        None if x is None else x.expand(*lead, poses, *x.shape[-grid:]).reshape(batch, poses, *x.shape[-grid:])
+        None
+        if x is None
+        else x.expand(*lead, poses, *x.shape[-grid:]).reshape(batch, poses, *x.shape[-grid:])
         for x in tensors[:2]
     ]
     volume, weight_volume = backproject(images, weights, *[fold(x) for x in tensors[2:]])

@@ -33,7 +33,9 @@ def info() -> dict[str, str]:
     for name, backend in plugins.backends().items():
         device = f" for {backend.device} device" if backend.device else ""
         reason = f": {backend.reason}" if backend.reason else ""
-        facts[f"backend {name}"] = f"{backend.distribution} {backend.version}, {backend.status}{device}{reason}"
+        facts[f"backend {name}"] = (
+            f"{backend.distribution} {backend.version}, {backend.status}{device}{reason}"
+        )
     return facts
 
 

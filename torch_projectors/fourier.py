@@ -60,7 +60,9 @@ def forward_project(
     _check_spectrum("reconstruction", reconstruction)
     dims = _check_rotations(rotations, reconstruction.device)
     _check_rank("reconstruction", reconstruction, dims, dims)
-    volume_shape = _real_shape("reconstruction", reconstruction, "reconstruction_shape", reconstruction_shape, dims)
+    volume_shape = _real_shape(
+        "reconstruction", reconstruction, "reconstruction_shape", reconstruction_shape, dims
+    )
     oversampling = _check_oversampling(oversampling)
     if output_shape is None:
         image_shape = tuple(_divided(n, oversampling) for n in volume_shape[-2:])
@@ -147,8 +149,12 @@ def backward_project(
     _check_shifts(shifts, image_dims, projections.device)
     _check_weights(weights, projections)
     single = rotations.dim() == 2 and (shifts is None or shifts.dim() == 1)
+    volumes = projection_shape is None and dims == 3
     _check_broadcast(
-        ("rotations", rotations, 2), ("shifts", shifts, 1), ("projections", projections, image_dims)
+        ("rotations", rotations, 2),
+        ("shifts", shifts, 1),
+        ("projections", projections, image_dims),
+        hint="; projections that are volumes need projection_shape=(D, H, W)" if volumes else "",
     )
     rotations, shifts = _pose(rotations, shifts, single, projections)
     if single:
@@ -156,7 +162,9 @@ def backward_project(
         weights = None if weights is None else weights.unsqueeze(-1 - image_dims)
     projections = halved(projections, image_shape[-1])
     weights = None if weights is None else halved(weights, image_shape[-1])
-    backproject = partial(ops.selected(projections.device).backward_project, geometry=geometry, friedel=friedel)
+    backproject = partial(
+        ops.selected(projections.device).backward_project, geometry=geometry, friedel=friedel
+    )
     volume, weight_volume = fold_backward(backproject, projections, weights, rotations, shifts, image_dims)
     add_mates_(volume, volume_shape)
     if weights is None:
@@ -209,8 +217,9 @@ def _check_tensor(name: str, x: Any, dtypes: tuple[torch.dtype, ...], hint: str 
 
 
 def _check_spectrum(name: str, x: Any) -> None:
+    real = isinstance(x, Tensor) and x.is_floating_point()
     hint = "; transform real data first: torch.fft.rfftn(torch.fft.ifftshift(x, dim=axes), dim=axes)"
-    _check_tensor(name, x, (torch.complex64, torch.complex128), hint if isinstance(x, Tensor) and x.is_floating_point() else "")
+    _check_tensor(name, x, (torch.complex64, torch.complex128), hint if real else "")
 
 
 def _check_rotations(rotations: Any, device: torch.device) -> int:
@@ -285,15 +294,19 @@ def _check_weights(weights: Any, projections: Tensor) -> None:
             raise ValueError(f"weights: expected values >= 0, got {smallest}")
 
 
-def _check_broadcast(*arguments: tuple[str, Optional[Tensor], int]) -> None:
-    present = [(name, x, x.shape[: x.dim() - trailing]) for name, x, trailing in arguments if x is not None]
+def _check_broadcast(*arguments: tuple[str, Optional[Tensor], int], hint: str = "") -> None:
+    present = [(name, x.shape[: x.dim() - trailing]) for name, x, trailing in arguments if x is not None]
     try:
-        broadcast(*[lead for _, _, lead in present])
+        broadcast(*[lead for _, lead in present])
     except ValueError:
-        shapes = ", ".join(f"{name} {tuple(lead)}" for name, _, lead in present)
-        raise ValueError(
-            f"leading dimensions and poses do not broadcast (those of the reconstruction, before P, come as 1): {shapes}"
-        ) from None
+        shapes = ", ".join(f"{name} {_leading(name, lead)}" for name, lead in present)
+        raise ValueError(f"expected leading dimensions and P that broadcast, got {shapes}{hint}") from None
+
+
+def _leading(name: str, lead: Sequence[int]) -> str:
+    # The reconstruction has no P and came with a 1 in its place.
+    last = [] if name == "reconstruction" else [f"P={lead[-1]}"] if lead else []
+    return f"[{', '.join([*map(str, lead[:-1]), *last])}]"
 
 
 def _check_device(name: str, x: Tensor, device: torch.device) -> None:

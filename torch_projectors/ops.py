@@ -37,9 +37,7 @@ from .spectrum import halved, stored_shape
 NAMESPACE = "torch_projectors"
 REFERENCE_NAMESPACE = "torch_projectors_reference"
 
-_GEOMETRY = (
-    "SymInt[] volume_shape, SymInt[] image_shape, int interpolation, float oversampling, float cutoff"
-)
+_GEOMETRY = "SymInt[] volume_shape, SymInt[] image_shape, int interpolation, float oversampling, float cutoff"
 SCHEMAS = {
     "forward_project": f"(Tensor volume, Tensor rotations, Tensor? shifts, {_GEOMETRY}) -> Tensor",
     "backward_project": (
@@ -133,7 +131,9 @@ class Operators:
             kernel, fake = KERNELS[name]
             self.library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
             self.library.impl(
-                name, self._after_plugins(name, kernel) if with_plugins else kernel, "CompositeExplicitAutograd"
+                name,
+                self._after_plugins(name, kernel) if with_plugins else kernel,
+                "CompositeExplicitAutograd",
             )
             torch.library.register_fake(f"{namespace}::{name}", fake, lib=self.library)
             function = FUNCTIONS[name]
@@ -384,7 +384,7 @@ class _ProjectGradients(torch.autograd.Function):
 
 def _map_gradients(size: int, tensors: list[Optional[Tensor]], rest: tuple[Any, ...]) -> Any:
     """project_gradients mapped over the first dimension: folded into the poses of one volume, else into the batch."""
-    volume, images, rotations, shifts = tensors
+    volume, images, _, shifts = tensors
     batch = images.shape[1]
     need = (*rest[5:8], rest[8] and shifts is not None)
     into_poses = volume.shape[0] == 1 and not need[0]

@@ -67,6 +67,7 @@ _entry_points: dict[str, importlib.metadata.EntryPoint] = {}
 _pending = False
 _loading = False
 
+
 def discover() -> None:
     """List the installed backends without loading any."""
     global _pending

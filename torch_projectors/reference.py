@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Callable, NamedTuple, Optional
 
 import torch
@@ -230,7 +231,9 @@ class Sampling:
         images.view(*self.shape, -1)[:, block.poses].index_copy_(2, block.pixels, values)
 
 
-def forward_project(volume: Tensor, rotations: Tensor, shifts: Optional[Tensor], geometry: Geometry) -> Tensor:
+def forward_project(
+    volume: Tensor, rotations: Tensor, shifts: Optional[Tensor], geometry: Geometry
+) -> Tensor:
     images = volume.new_zeros(volume.shape[0], rotations.shape[1], *stored_shape(geometry.image_shape))
     if images.numel() == 0:
         return images
@@ -344,8 +347,9 @@ def pose_curvature(
     if not needed or images.numel() == 0:
         return sums
 
-    def derivative(*arguments: Optional[Tensor]) -> Tensor:
-        volume, images, rotations, shifts = arguments
+    def derivative(
+        block: Block, volume: Tensor, images: Tensor, rotations: Tensor, shifts: Optional[Tensor]
+    ) -> Tensor:
         sampling = Sampling(volume.shape[0], rotations, shifts, geometry)
         unshifted = sampling.shifted(sampling.read(images, block), block, back=True)
         values, *slopes = sampling.stencil(block).gather(volume.reshape(-1), slopes=True)
@@ -359,7 +363,7 @@ def pose_curvature(
         return total
 
     for block in Sampling(volume.shape[0], rotations, shifts, geometry).blocks(size=16):
-        gradients = torch.func.grad(derivative, argnums=needed)(*tensors)
+        gradients = torch.func.grad(partial(derivative, block), argnums=needed)(*tensors)
         for i, gradient in zip(needed, gradients):
             sums[i] = sums[i] + gradient
     return sums

@@ -82,7 +82,11 @@ def verify(
     names = [n for n, b in installed.items() if b.status == "loaded"] if backends is None else list(backends)
     for name in names:
         if name not in installed or installed[name].status != "loaded":
-            state = f"{installed[name].status}: {installed[name].reason}" if name in installed else "not installed"
+            state = (
+                f"{installed[name].status}: {installed[name].reason}"
+                if name in installed
+                else "not installed"
+            )
             raise ValueError(f"backend {name!r} cannot be verified, it is {state}")
     jobs = [
         (name, device, dtype, case)
@@ -182,7 +186,16 @@ def report(backends: Optional[Iterable[str]] = None, every_case: bool = False) -
     columns = "{:<12} {:<8} {:<11} {:<16} {:>9} {:>10} {:>10} {:>10} {:>8}  {}"
     print(
         columns.format(
-            "backend", "device", "dtype", "geometry", "cases", "error", "of bound", "adjoint", "speed", "result"
+            "backend",
+            "device",
+            "dtype",
+            "geometry",
+            "cases",
+            "error",
+            "of bound",
+            "adjoint",
+            "speed",
+            "result",
         )
     )
     for key, results in groups.items():
