@@ -1,0 +1,57 @@
+"""Where numbers come from: without this they mean nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+import torch_projectors
+
+
+def output(*command: str) -> Optional[str]:
+    try:
+        run = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip() or None
+
+
+def cpu() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    if sys.platform == "darwin":
+        return output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+    return platform.processor() or platform.machine()
+
+
+def backend(device: torch.device, chosen: str) -> str:
+    """What serves the ops, and its version."""
+    known = torch_projectors.backends()
+    serving = [b for b in known.values() if b.status == "loaded" and b.device == device.type]
+    found = known[chosen] if chosen != "auto" else serving[0] if serving else known["reference"]
+    return f"{found.name} {found.version}"
+
+
+def describe(device: torch.device, chosen: str) -> dict[str, object]:
+    return {
+        "cpu": cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_projectors": torch_projectors.__version__,
+        "commit": output("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
+        "backend": backend(device, chosen),
+    }
