@@ -121,13 +121,13 @@ BAD_IN_BOTH = [
     bad(
         "rotations of another number of poses",
         ValueError,
-        [*BROADCAST, "rotations (4,)", "shifts (3,)"],
+        [*BROADCAST, "rotations [P=4]", "shifts [P=3]"],
         rotations=only(torch.eye(3).repeat(4, 1, 1)),
     ),
     bad(
         "rotations of another batch",
         ValueError,
-        [*BROADCAST, "rotations (5, 3)"],
+        [*BROADCAST, "rotations [5, P=3]"],
         rotations=only(torch.eye(3).repeat(5, 3, 1, 1)),
     ),
     bad("shifts list", TypeError, ["shifts: expected a torch.Tensor", "list"], shifts=only([0.0, 0.0])),
@@ -153,13 +153,13 @@ BAD_IN_BOTH = [
     bad(
         "shifts of another number of poses",
         ValueError,
-        [*BROADCAST, "rotations (3,)", "shifts (4,)"],
+        [*BROADCAST, "rotations [P=3]", "shifts [P=4]"],
         shifts=only(torch.zeros(4, 2)),
     ),
     bad(
         "shifts of another batch",
         ValueError,
-        [*BROADCAST, "shifts (5, 3)"],
+        [*BROADCAST, "shifts [5, P=3]"],
         shifts=only(torch.zeros(5, 3, 2)),
     ),
     bad(
@@ -270,7 +270,7 @@ BAD_FORWARD = [
     bad(
         "reconstruction of another batch",
         ValueError,
-        [*BROADCAST, "rotations (2, 3)", "reconstruction (4, 1)"],
+        [*BROADCAST, "rotations [2, P=3]", "reconstruction [4]"],
         reconstruction=only(spectrum(4, 8, 8, 5)),
         rotations=only(torch.eye(3).repeat(2, 3, 1, 1)),
     ),
@@ -314,20 +314,20 @@ BAD_BACKWARD = [
     bad(
         "projections of another number of poses",
         ValueError,
-        [*BROADCAST, "rotations (3,)", "projections (2, 4)"],
+        [*BROADCAST, "rotations [P=3]", "projections [2, P=4]"],
         projections=only(spectrum(2, 4, 6, 4)),
         weights=only(None),
     ),
     bad(
         "projections of another batch",
         ValueError,
-        [*BROADCAST, "rotations (5, 3)", "projections (2, 3)"],
+        [*BROADCAST, "rotations [5, P=3]", "projections [2, P=3]"],
         rotations=only(torch.eye(3).repeat(5, 3, 1, 1)),
     ),
     bad(
         "volumes without projection_shape",
         ValueError,
-        [*BROADCAST, "projections (2, 6)"],
+        [*BROADCAST, "projections [2, P=6]", "projection_shape=(D, H, W)"],
         projections=only(spectrum(2, 6, 6, 4)),
         projection_shape=only(None),
         weights=only(None),

@@ -300,7 +300,7 @@ def _check_broadcast(*arguments: tuple[str, Optional[Tensor], int], hint: str = 
         broadcast(*[lead for _, lead in present])
     except ValueError:
         shapes = ", ".join(f"{name} {_leading(name, lead)}" for name, lead in present)
-        raise ValueError(f"expected leading dimensions and P that broadcast, got {shapes}{hint}") from None
+        raise ValueError(f"leading dimensions and P do not broadcast: {shapes}{hint}") from None
 
 
 def _leading(name: str, lead: Sequence[int]) -> str:
@@ -315,7 +315,7 @@ def _check_device(name: str, x: Tensor, device: torch.device) -> None:
 
 
 def _check_interpolation(interpolation: Any) -> int:
-    if interpolation not in INTERPOLATION_CODES:
+    if not isinstance(interpolation, str) or interpolation not in INTERPOLATION_CODES:
         expected = ", ".join(repr(name) for name in INTERPOLATION_CODES)
         raise ValueError(f"interpolation: expected one of {expected}, got {interpolation!r}")
     return INTERPOLATION_CODES[interpolation]
