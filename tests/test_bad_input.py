@@ -751,7 +751,7 @@ def test_a_cutoff_below_one_keeps_the_mean_alone(backend, dims, image_dims, inte
 
 
 def test_a_single_column_is_a_box_of_one_pixel():
-    column = spectrum(5, 1)
+    column = torch.fft.rfftn(torch.randn(5, 1))
     identity = torch.eye(2)
-    assert torch.equal(forward_project(column, identity, fourier_radius_cutoff=math.inf), column)
-    assert backward_project(column, identity).shape == column.shape
+    for function in (forward_project, backward_project):
+        torch.testing.assert_close(function(column, identity, fourier_radius_cutoff=math.inf), column)

@@ -412,10 +412,11 @@ def test_disabled_backends_are_neither_loaded_nor_warned_of(good, install, disab
     run(program, good, install(["raising"]), disable=disable)
 
 
-def test_a_backend_that_is_listed_twice_is_loaded_once(good, tmp_path):
+def test_of_a_backend_that_is_listed_twice_the_first_is_loaded_once(good, tmp_path):
     program = """
-    from torch_projectors import plugins
     import importlib.metadata
+
+    from torch_projectors import plugins
 
     distributions = list(importlib.metadata.distributions(path=sys.path))
     listed = [p for d in distributions for p in d.entry_points if p.group == plugins.GROUP and p.name == "good"]
@@ -423,6 +424,7 @@ def test_a_backend_that_is_listed_twice_is_loaded_once(good, tmp_path):
     warnings.simplefilter("error")
     assert [name for name in backends() if name == "good"] == ["good"]
     assert backends()["good"].status == "loaded"
+    assert backends()["good"].distribution == "torch-projectors-test-good"
     forward_project(volume, rotations)
     assert loaded("good").calls == {"forward_project": 1}
     """

@@ -103,13 +103,30 @@ def load() -> bool:
         if _pending:
             _loading = True
             try:
-                for name, backend in _backends.items():
-                    if backend.status == "found":
-                        _load_one(backend, _entry_points[name])
+                found = [b for b in _backends.values() if b.status == "found"]
+                for backend in found:
+                    _load_one(backend, _entry_points[backend.name])
             finally:
                 # Last, so that no other thread runs an op with half of the backends.
                 _loading = _pending = False
+            # After all of them, for a warning may be raised as an error.
+            for backend in found:
+                if backend.status == "failed":
+                    warnings.warn(_complaint(backend), BackendWarning, stacklevel=2)
     return True
+
+
+@torch.compiler.assume_constant_result
+def _load_untraced() -> bool:
+    """`load`, at once also where a compiler is tracing: it cannot follow locks and imports."""
+    return load()
+
+
+def _complaint(backend: Backend) -> str:
+    return (
+        f"backend {backend.name!r} ({backend.distribution}) is installed but cannot be used, so the PyTorch reference "
+        f"serves instead: {backend.reason}. Set {DISABLE}={backend.name} to silence this."
+    )
 
 
 def _load_one(backend: Backend, entry_point: importlib.metadata.EntryPoint) -> None:
@@ -133,12 +150,6 @@ def _load_one(backend: Backend, entry_point: importlib.metadata.EntryPoint) -> N
         backend.status = "loaded"
     except Exception as error:
         backend.status, backend.reason = "failed", f"{type(error).__name__}: {error}"
-        warnings.warn(
-            f"backend {backend.name!r} ({backend.distribution}) is installed but cannot be used, so the PyTorch "
-            f"reference serves instead: {backend.reason}. Set {DISABLE}={backend.name} to silence this.",
-            BackendWarning,
-            stacklevel=2,
-        )
 
 
 def torch_version() -> tuple[int, int]:
@@ -187,7 +198,8 @@ class use_backend:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _regions.remove(self)
+        # The last of its entries: a region may be entered again inside itself.
+        del _regions[len(_regions) - 1 - _regions[::-1].index(self)]
 
 
 def selected(device: torch.device) -> str:
@@ -203,7 +215,7 @@ def selected(device: torch.device) -> str:
 def _check(name: str) -> None:
     if name in ("auto", "reference"):
         return
-    load()
+    _load_untraced()
     backend = _backends.get(name)
     if backend is None:
         known = ", ".join(repr(n) for n in ("auto", "reference", *_backends))
