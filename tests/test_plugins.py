@@ -436,6 +436,21 @@ def test_of_a_backend_that_is_listed_twice_the_first_is_loaded_once(good, tmp_pa
     run(program, good, again, renamed.parent)
 
 
+def test_a_second_backend_for_a_device_is_refused(good, install):
+    program = """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        states = backends()
+    of_cpu = {name: states[name] for name in ("good", "slow")}
+    assert sorted(b.status for b in of_cpu.values()) == ["failed", "loaded"]
+    (served,) = [name for name, b in of_cpu.items() if b.status == "loaded"]
+    (refused,) = [b for b in of_cpu.values() if b.status == "failed"]
+    assert f"{served!r} already serves cpu tensors" in refused.reason
+    assert [refused.name in str(w.message) for w in caught] == [True]
+    """
+    run(program, good, install(["slow"]))
+
+
 def test_the_first_ops_of_many_threads_wait_for_a_backend_that_itself_calls_ops(install):
     program = """
     import threading

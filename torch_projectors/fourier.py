@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import reprlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Optional, Union
@@ -205,7 +207,11 @@ def _multiplied(n: int, oversampling: float) -> int:
 
 
 def _shown(x: Any) -> str:
-    return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"{type(x).__name__} {x!r}"
+    return (
+        f"{x.dtype} of shape {tuple(x.shape)}"
+        if isinstance(x, Tensor)
+        else f"{type(x).__name__} {reprlib.repr(x)}"
+    )
 
 
 def _check_tensor(name: str, x: Any, dtypes: tuple[torch.dtype, ...], hint: str = "") -> None:
@@ -247,10 +253,12 @@ def _check_shape(name: str, shape: Any, lengths: tuple[int, ...]) -> tuple[int, 
         values = tuple(shape)
     except TypeError:
         values = ()
-    if len(values) not in lengths or not all(_is_number(n, int) and n >= 1 for n in values):
+    if len(values) not in lengths or not all(_is_number(n, numbers.Integral) and n >= 1 for n in values):
         forms = " or ".join({2: "(H, W)", 3: "(D, H, W)"}[n] for n in lengths)
-        raise ValueError(f"{name}: expected a real-space shape {forms} of positive integers, got {shape!r}")
-    return values
+        raise ValueError(
+            f"{name}: expected a real-space shape {forms} of positive integers, got {reprlib.repr(shape)}"
+        )
+    return values if ops.tracing() else tuple(map(int, values))
 
 
 def _real_shape(
@@ -322,7 +330,7 @@ def _check_interpolation(interpolation: Any) -> int:
 
 
 def _check_number(name: str, value: Any, expectation: str) -> float:
-    if not _is_number(value, (int, float)):
+    if not _is_number(value, numbers.Real):
         raise TypeError(f"{name}: expected {expectation}, got {_shown(value)}")
     return value
 

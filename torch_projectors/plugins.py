@@ -46,7 +46,10 @@ class Hooks:
 
     @hookspec
     def torch_projectors_register(self, torch_version: tuple[int, int]) -> None:
-        """Register kernels for the ops of namespace `torch_projectors`, or raise with the reason why not."""
+        """Register kernels for the ops of namespace `torch_projectors`, or raise with the reason why not.
+
+        Raise before anything is registered: there is no taking back.
+        """
 
 
 @dataclass
@@ -116,17 +119,16 @@ def load() -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
-def _load_untraced() -> bool:
-    """`load`, at once also where a compiler is tracing: it cannot follow locks and imports."""
-    return load()
-
-
 def _complaint(backend: Backend) -> str:
     return (
         f"backend {backend.name!r} ({backend.distribution}) is installed but cannot be used, so the PyTorch reference "
         f"serves instead: {backend.reason}. Set {DISABLE}={backend.name} to silence this."
     )
+
+
+# A tracer cannot follow locks and imports, so it calls `load` at once. This is what torch.compiler's
+# assume_constant_result does; to call that would import the compiler with this package, for over a second.
+load._dynamo_marked_constant = True
 
 
 def _load_one(backend: Backend, entry_point: importlib.metadata.EntryPoint) -> None:
@@ -146,6 +148,11 @@ def _load_one(backend: Backend, entry_point: importlib.metadata.EntryPoint) -> N
             )
         backend.version = str(description.get("version", backend.version))
         backend.device = str(description["device"])
+        for other in _backends.values():
+            if other.status == "loaded" and other.device == backend.device:
+                raise RuntimeError(
+                    f"backend {other.name!r} already serves {backend.device} tensors; disable either"
+                )
         manager.hook.torch_projectors_register(torch_version=torch_version())
         backend.status = "loaded"
     except Exception as error:
@@ -215,7 +222,7 @@ def selected(device: torch.device) -> str:
 def _check(name: str) -> None:
     if name in ("auto", "reference"):
         return
-    _load_untraced()
+    load()
     backend = _backends.get(name)
     if backend is None:
         known = ", ".join(repr(n) for n in ("auto", "reference", *_backends))
