@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_projectors
 from torch_projectors.cases import CASES, Case
@@ -305,6 +306,44 @@ def test_lazy_conjugate_and_negative_views_are_honoured(backend, case):
     expected = problem.backward(images.resolve_conj(), problem.rotations, -problem.shifts, weights)
     for function in (problem.backward, torch.compile(problem.backward, backend="aot_eager", fullgraph=True)):
         assert_same(function(images, problem.rotations, shifts, weights), expected)
+
+
+class Contract(TorchDispatchMode):
+    """Fails where an op gets what compiled kernels do not expect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == NAMESPACE:
+            self.seen.add(func.name())
+            tensors = [x for x in args if isinstance(x, Tensor)]
+            assert all(x.is_contiguous() and not x.is_conj() and not x.is_neg() for x in tensors)
+            assert len({x.real.dtype for x in tensors}) == 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", LINEAR, ids=str)
+def test_ops_get_contiguous_tensors_of_one_precision_whatever_is_done(case):
+    for function, loss, args in both(Problem(case)):
+        args = [x.mT.contiguous().mT for x in args[:-1]] + [args[-1].float()]
+        if args[-1].shape == args[0].shape:  # weights are of the data's precision
+            args[-1] = args[-1].double()
+        every = tuple(range(len(args)))
+        stacked = [torch.stack([x, x], 1) for x in args]
+        with Contract() as contract:
+            function(args[0].conj(), *args[1:])
+            gradients(loss, args)
+            gradients(lambda data, loss=loss, rest=args[1:]: loss(data, *rest), args[:1])
+            torch.func.jvp(function, tuple(args), tuple(args))
+            torch.func.jvp(torch.func.grad(loss, every), tuple(args), tuple(args))
+            torch.func.vmap(torch.func.grad(loss, every), 1)(*stacked)
+            for i in every:
+                dims = tuple(1 if j == i else None for j in every)
+                mixed = [s if j == i else x for j, (s, x) in enumerate(zip(stacked, args))]
+                torch.func.vmap(torch.func.grad(loss, every), dims)(*mixed)
+        assert len(contract.seen) == 3
 
 
 def test_works_in_inference_mode():

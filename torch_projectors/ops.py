@@ -287,7 +287,9 @@ class _ForwardProject(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, volume: Any, rotations: Any, shifts: Any, *rest: Any) -> Any:
         tensors = [_front(x, d) for x, d in zip((volume, rotations, shifts), in_dims)]
-        images = fold_forward(lambda *t: _ForwardProject.apply(*t, *rest), *tensors, len(rest[0]))
+        *geometry, ops, friedel = rest
+        project = partial(ops.forward_project, geometry=Geometry(*geometry), friedel=friedel)
+        images = fold_forward(project, *tensors, len(geometry[0]))
         return images, 0
 
 
@@ -342,8 +344,9 @@ class _BackwardProject(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         tensors = [_front(x, d) for x, d in zip(args[:4], in_dims)]
-        rest = args[4:]
-        outputs = fold_backward(lambda *t: _BackwardProject.apply(*t, *rest), *tensors, len(rest[1]))
+        *geometry, ops, friedel = args[4:]
+        backproject = partial(ops.backward_project, geometry=Geometry(*geometry), friedel=friedel)
+        outputs = fold_backward(backproject, *tensors, len(geometry[1]))
         return outputs, (0, None if tensors[1] is None else 0)
 
 
@@ -403,7 +406,8 @@ def _map_gradients(size: int, tensors: list[Optional[Tensor]], rest: tuple[Any, 
         return gradient if x.shape[1] == batch else gradient.sum(1, keepdim=True)
 
     folded = [volume[0] if into_poses else fold(volume), *[fold(x) for x in tensors[1:]]]
-    gradients = _ProjectGradients.apply(*folded, *rest)
+    *arguments, ops, _ = rest
+    gradients = ops.project_gradients(*folded, Geometry(*arguments[:5]), *arguments[5:])
     outputs = tuple(unfold(g, x) if n else g for g, x, n in zip(gradients, tensors, need))
     return outputs, tuple(0 if n else None for n in need)
 
