@@ -203,7 +203,7 @@ def _multiplied(n: int, oversampling: float) -> int:
     return n if oversampling == 1 else round(n * oversampling)
 
 
-# --- Checks. Each names the argument, what was expected, and what came. ---
+# Checks name the argument, what was expected, and what came.
 
 
 def _shown(x: Any) -> str:

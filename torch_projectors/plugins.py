@@ -172,8 +172,6 @@ def backends() -> dict[str, Backend]:
     return {"reference": reference, **_backends}
 
 
-# --- Choice ---
-
 _chosen = "auto"
 _regions: list[use_backend] = []
 

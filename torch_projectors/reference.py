@@ -362,7 +362,7 @@ def pose_curvature(
             total = total + (direction * _shift_gradient(sampling, block, unshifted, values)).sum()
         return total
 
-    for block in Sampling(volume.shape[0], rotations, shifts, geometry).blocks(size=16):
+    for block in Sampling(volume.shape[0], rotations, shifts, geometry).blocks(size=4):
         gradients = torch.func.grad(partial(derivative, block), argnums=needed)(*tensors)
         for i, gradient in zip(needed, gradients):
             sums[i] = sums[i] + gradient

@@ -166,9 +166,6 @@ def _time(run: Callable[[], Any], device: str, repeats: int = 3) -> float:
     return min(once() for _ in range(repeats))
 
 
-# --- The table ---
-
-
 def report(backends: Optional[Iterable[str]] = None, every_case: bool = False) -> bool:
     """Print what `verify` finds, a row for each backend, device, precision and geometry. Returns whether all passed."""
     interactive = sys.stderr.isatty()
