@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -66,10 +66,10 @@ Install = Callable[[list[str]], pathlib.Path]
 @pytest.fixture(scope="session")
 def install(tmp_path_factory: pytest.TempPathFactory) -> Install:
     """Installs the named distributions of `plugins/` together, once, and returns where."""
-    for tool in ("pip", "setuptools"):
-        # Not imported: the one replaces modules of the other.
-        if importlib.util.find_spec(tool) is None:
-            pytest.skip(f"needs {tool} to install backends")
+    # Not imported, nor their modules looked for: to look for pip keeps setuptools from replacing distutils.
+    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+    if not {"pip", "setuptools"} <= installed:
+        pytest.skip("needs pip and setuptools to install backends")
     # Builds write beside the sources.
     sources = shutil.copytree(TESTS / "plugins", tmp_path_factory.mktemp("plugins") / "sources")
     sites: dict[tuple[str, ...], pathlib.Path] = {}
