@@ -15,7 +15,7 @@ from torch import Tensor
 from . import ops
 from .batching import broadcast, fold_backward, fold_forward
 from .geometry import INTERPOLATION_CODES, Geometry
-from .spectrum import add_mates_, halved, real_shape, stored_shape
+from .spectrum import halved, real_shape, stored_shape, with_mates_
 
 GRADIENTS = ("friedel", "stored")
 
@@ -168,10 +168,8 @@ def backward_project(
         ops.selected(projections.device).backward_project, geometry=geometry, friedel=friedel
     )
     volume, weight_volume = fold_backward(backproject, projections, weights, rotations, shifts, image_dims)
-    add_mates_(volume, volume_shape)
-    if weights is None:
-        return volume
-    return volume, add_mates_(weight_volume, volume_shape)
+    volume = with_mates_(volume, volume_shape)
+    return volume if weights is None else (volume, with_mates_(weight_volume, volume_shape))
 
 
 def _pose(

@@ -7,6 +7,7 @@ real-space shapes, `([D,] H, W)`, unless they are called stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,18 +49,48 @@ def paired_columns(width: int) -> list[int]:
 
 def halved(spectrum: Tensor, width: int) -> Tensor:
     """The spectrum with 1/2 on its paired columns: a sum over it counts each Friedel pair once."""
-    weight = torch.ones(spectrum.shape[-1], dtype=spectrum.real.dtype, device=spectrum.device)
-    for column in paired_columns(width):
-        weight[column] = 0.5
-    return spectrum * weight
+    column = torch.arange(spectrum.shape[-1], device=spectrum.device)
+    paired = (column == 0) | (2 * column == width)
+    return spectrum * (1 - 0.5 * paired.to(spectrum.real.dtype))
 
 
-def add_mates_(spectrum: Tensor, shape: Sequence[int]) -> Tensor:
-    """Add to each paired plane of a spectrum its own conjugate mate, in place: V(0, y, z) += conj V(0, -y, -z)."""
-    axes = tuple(range(1 - len(shape), 0))
-    for column in paired_columns(shape[-1]):
-        plane = spectrum[..., column]
-        mate = torch.roll(torch.flip(plane, axes), [1] * len(axes), axes)
-        # Not conj: torch 2.4 does not export its lazy form, and its physical one has no rule for vmap.
-        plane.add_(torch.complex(mate.real, -mate.imag) if mate.is_complex() else mate)
+def with_mates_(spectrum: Tensor, shape: Sequence[int]) -> Tensor:
+    """The spectrum, changed in place in eager mode, with its own conjugate mate added to each paired plane:
+    V(0, y, z) + conj V(0, -y, -z).
+    """
+    if torch.compiler.is_compiling():
+        return _WithMates.apply(spectrum, shape)
+    _, mates = _planes_and_mates(spectrum, shape)
+    for column, mate in zip(paired_columns(shape[-1]), mates.unbind(-1)):
+        spectrum[..., column].add_(mate)
     return spectrum
+
+
+class _WithMates(torch.autograd.Function):
+    """For traced graphs: changes in place, and derivatives of indexing, come out wrong in torch 2.4."""
+
+    @staticmethod
+    def forward(ctx: Any, spectrum: Tensor, shape: Sequence[int]) -> Tensor:
+        ctx.shape = shape
+        return _sum_with_mates(spectrum, shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _sum_with_mates(grad, ctx.shape), None  # its own adjoint
+
+
+def _sum_with_mates(spectrum: Tensor, shape: Sequence[int]) -> Tensor:
+    planes, mates = _planes_and_mates(spectrum, shape)
+    first, last = (planes + mates).tensor_split([1], -1)
+    unpaired = spectrum[..., 1 : spectrum.shape[-1] - last.shape[-1]]
+    return torch.cat([first, unpaired, last], -1)
+
+
+def _planes_and_mates(spectrum: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The planes of the paired columns, and their conjugate mates."""
+    axes = tuple(range(-len(shape), -1))
+    planes = torch.cat([spectrum[..., column : column + 1] for column in paired_columns(shape[-1])], -1)
+    mates = torch.roll(torch.flip(planes, axes), [1] * len(axes), axes)
+    if mates.dtype.is_complex:  # without lazy conjugates, which torch 2.4 does not export
+        mates = torch.complex(mates.real, -mates.imag)
+    return planes, mates
