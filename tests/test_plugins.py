@@ -218,6 +218,9 @@ def test_compiled_functions_run_on_the_backend(good):
     run(program, good)
 
 
+@pytest.mark.skipif(
+    plugins.torch_version() < (2, 5), reason="torch 2.4 traces no context managers but its own"
+)
 def test_a_region_in_a_compiled_function_chooses_there(good):
     program = """
     @torch.compile(fullgraph=True, backend="aot_eager")

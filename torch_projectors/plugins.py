@@ -188,7 +188,8 @@ def set_backend(name: str) -> None:
 
 
 class use_backend:
-    """Context manager that does as `set_backend` for a region; also in functions under `torch.compile`.
+    """Context manager that does as `set_backend` for a region; also in functions under `torch.compile` (of torch 2.4:
+    only around them).
 
     The choice holds for the whole process, not for one thread, as torch's own backend flags do. Of open regions the
     last one entered counts. Gradients are computed by the backend that computed the result.
