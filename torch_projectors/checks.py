@@ -1,0 +1,197 @@
+"""Checks of arguments: messages name the argument, what was expected, and what came."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import reprlib
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .batching import broadcast
+from .geometry import INTERPOLATION_CODES
+from .spectrum import real_shape, stored_shape
+
+GRADIENTS = ("friedel", "stored")
+
+
+def real_dtype(data: Tensor) -> torch.dtype:
+    return torch.float32 if data.dtype == torch.complex64 else torch.float64
+
+
+def _shown(x: Any) -> str:
+    return (
+        f"{x.dtype} of shape {tuple(x.shape)}"
+        if isinstance(x, Tensor)
+        else f"{type(x).__name__} {reprlib.repr(x)}"
+    )
+
+
+def check_tensor(name: str, x: Any, dtypes: tuple[torch.dtype, ...], hint: str = "") -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {_shown(x)}")
+    if x.dtype not in dtypes:
+        expected = " or ".join(str(d) for d in dtypes)
+        raise TypeError(f"{name}: expected {expected}, got {_shown(x)}{hint}")
+
+
+def check_spectrum(name: str, x: Any) -> None:
+    real = isinstance(x, Tensor) and x.is_floating_point()
+    hint = "; transform real data first: torch.fft.rfftn(torch.fft.ifftshift(x, dim=axes), dim=axes)"
+    check_tensor(name, x, (torch.complex64, torch.complex128), hint if real else "")
+
+
+def check_rotations(rotations: Any, device: torch.device) -> int:
+    check_tensor("rotations", rotations, (torch.float32, torch.float64))
+    check_device("rotations", rotations, device)
+    for dims in (2, 3):  # a literal: sizes are symbols while tracing
+        if rotations.dim() >= 2 and rotations.shape[-2] == dims and rotations.shape[-1] == dims:
+            return dims
+    raise ValueError(
+        f"rotations: expected matrices [..., P, 2, 2] or [..., P, 3, 3], got shape {tuple(rotations.shape)}"
+    )
+
+
+def check_rank(name: str, x: Tensor, dims: int, rotation_dims: int) -> None:
+    if x.dim() < dims or 0 in x.shape[x.dim() - dims :]:
+        layout = "[..., H, W//2+1]" if dims == 2 else "[..., D, H, W//2+1]"
+        raise ValueError(
+            f"{name}: expected a non-empty half spectrum {layout} to go with {rotation_dims}x{rotation_dims} "
+            f"rotations, got shape {tuple(x.shape)}"
+        )
+
+
+def check_shape(name: str, shape: Any, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        values = tuple(shape)
+    except TypeError:
+        values = ()
+    if len(values) not in lengths or not all(_is_number(n, numbers.Integral) and n >= 1 for n in values):
+        forms = " or ".join({2: "(H, W)", 3: "(D, H, W)"}[n] for n in lengths)
+        raise ValueError(
+            f"{name}: expected a real-space shape {forms} of positive integers, got {reprlib.repr(shape)}"
+        )
+    return values if ops.tracing() else tuple(map(int, values))
+
+
+def check_real_shape(
+    name: str, x: Tensor, shape_name: str, shape: Optional[Sequence[int]], dims: int
+) -> tuple[int, ...]:
+    stored = tuple(x.shape[x.dim() - dims :])
+    if shape is None:
+        return real_shape(stored)
+    shape = check_shape(shape_name, shape, (dims,))
+    if stored_shape(shape) != stored:
+        raise ValueError(
+            f"{shape_name}: {shape} has a half spectrum of shape {stored_shape(shape)}, but {name} has {stored}"
+        )
+    return shape
+
+
+def check_shifts(shifts: Any, dims: int, device: torch.device) -> None:
+    if shifts is None:
+        return
+    check_tensor("shifts", shifts, (torch.float32, torch.float64))
+    if shifts.dim() < 1 or shifts.shape[-1] != dims:
+        axes = "(x, y)" if dims == 2 else "(x, y, z)"
+        raise ValueError(
+            f"shifts: expected [..., P, {dims}], a vector {axes} for each projection, got shape {tuple(shifts.shape)}"
+        )
+    check_device("shifts", shifts, device)
+
+
+def check_weights(weights: Any, projections: Tensor) -> None:
+    if weights is None:
+        return
+    check_tensor("weights", weights, (real_dtype(projections),))
+    if weights.shape != projections.shape:
+        raise ValueError(
+            f"weights: expected the shape of projections, {tuple(projections.shape)}, got {tuple(weights.shape)}"
+        )
+    check_device("weights", weights, projections.device)
+    if weights.numel() and _readable(weights):
+        smallest = weights.detach().min().item()
+        if not smallest >= 0:
+            raise ValueError(f"weights: expected values >= 0, got {smallest}")
+
+
+def check_broadcast(*arguments: tuple[str, Optional[Tensor], int], hint: str = "") -> None:
+    present = [(name, x.shape[: x.dim() - trailing]) for name, x, trailing in arguments if x is not None]
+    try:
+        broadcast(*[lead for _, lead in present])
+    except ValueError:
+        shapes = ", ".join(f"{name} {_leading(name, lead)}" for name, lead in present)
+        raise ValueError(f"leading dimensions and P do not broadcast: {shapes}{hint}") from None
+
+
+def _leading(name: str, lead: Sequence[int]) -> str:
+    # The reconstruction has no P and came with a 1 in its place.
+    last = [] if name == "reconstruction" else [f"P={lead[-1]}"] if lead else []
+    return f"[{', '.join([*map(str, lead[:-1]), *last])}]"
+
+
+def check_device(name: str, x: Tensor, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device}, where the data is, got one on {x.device}")
+
+
+def check_interpolation(interpolation: Any) -> int:
+    if not isinstance(interpolation, str) or interpolation not in INTERPOLATION_CODES:
+        expected = ", ".join(repr(name) for name in INTERPOLATION_CODES)
+        raise ValueError(f"interpolation: expected one of {expected}, got {interpolation!r}")
+    return INTERPOLATION_CODES[interpolation]
+
+
+def check_number(name: str, value: Any, expectation: str) -> float:
+    if not _is_number(value, numbers.Real):
+        raise TypeError(f"{name}: expected {expectation}, got {_shown(value)}")
+    return value
+
+
+def _is_number(x: Any, types: Any) -> bool:
+    # What a tracer puts in place of numbers is not an instance of their types.
+    return ops.tracing() or (isinstance(x, types) and not isinstance(x, bool))
+
+
+def check_oversampling(oversampling: Any) -> float:
+    value = check_number("oversampling", oversampling, "a number >= 1")
+    if not 1 <= value < math.inf:
+        raise ValueError(f"oversampling: expected a finite number >= 1, got {value}")
+    return float(value)
+
+
+def check_cutoff(cutoff: Any, image_shape: tuple[int, ...]) -> float:
+    if cutoff is None:
+        return min(image_shape) / 2
+    value = check_number("fourier_radius_cutoff", cutoff, "a number > 0 or None")
+    if not value > 0:
+        raise ValueError(f"fourier_radius_cutoff: expected a number > 0 or None, got {value}")
+    return float(value)
+
+
+def check_gradient(gradient: Any) -> bool:
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient: expected 'friedel' or 'stored', got {gradient!r}")
+    return gradient == "friedel"
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether values can be looked at without tracing, transforming or waiting for a device."""
+    return (
+        x.device.type == "cpu"
+        and not ops.tracing()
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    # The sum of 0 * x is 0, unless something is not finite: a third of the cost of isfinite.
+    if _readable(x) and (x.detach() * 0).sum().item() != 0:
+        bad = torch.nonzero(~torch.isfinite(x.detach()))[0].tolist()
+        raise ValueError(f"{name}: expected finite values, got {x[tuple(bad)].item()} at index {bad}")
