@@ -1,6 +1,6 @@
 """Differentiable projection operators for cryo-EM and tomography."""
 
-from . import plugins
+from . import plugins, realspace, rotations
 from .diagnostics import info
 from .fourier import backward_project, forward_project
 from .plugins import backends, set_backend, use_backend
@@ -15,6 +15,8 @@ __all__ = [
     "backward_project",
     "forward_project",
     "info",
+    "realspace",
+    "rotations",
     "set_backend",
     "use_backend",
     "verify",

@@ -23,7 +23,7 @@ def real_dtype(data: Tensor) -> torch.dtype:
     return torch.float32 if data.dtype == torch.complex64 else torch.float64
 
 
-def _shown(x: Any) -> str:
+def shown(x: Any) -> str:
     return (
         f"{x.dtype} of shape {tuple(x.shape)}"
         if isinstance(x, Tensor)
@@ -33,10 +33,10 @@ def _shown(x: Any) -> str:
 
 def check_tensor(name: str, x: Any, dtypes: tuple[torch.dtype, ...], hint: str = "") -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {_shown(x)}")
+        raise TypeError(f"{name}: expected a torch.Tensor, got {shown(x)}")
     if x.dtype not in dtypes:
         expected = " or ".join(str(d) for d in dtypes)
-        raise TypeError(f"{name}: expected {expected}, got {_shown(x)}{hint}")
+        raise TypeError(f"{name}: expected {expected}, got {shown(x)}{hint}")
 
 
 def check_spectrum(name: str, x: Any) -> None:
@@ -104,19 +104,21 @@ def check_shifts(shifts: Any, dims: int, device: torch.device) -> None:
     check_device("shifts", shifts, device)
 
 
-def check_weights(weights: Any, projections: Tensor) -> None:
+def check_weights(
+    weights: Any, projections: Tensor, name: str = "weights", data_name: str = "projections"
+) -> None:
     if weights is None:
         return
-    check_tensor("weights", weights, (real_dtype(projections),))
+    check_tensor(name, weights, (real_dtype(projections),))
     if weights.shape != projections.shape:
         raise ValueError(
-            f"weights: expected the shape of projections, {tuple(projections.shape)}, got {tuple(weights.shape)}"
+            f"{name}: expected the shape of {data_name}, {tuple(projections.shape)}, got {tuple(weights.shape)}"
         )
-    check_device("weights", weights, projections.device)
+    check_device(name, weights, projections.device)
     if weights.numel() and _readable(weights):
         smallest = weights.detach().min().item()
         if not smallest >= 0:
-            raise ValueError(f"weights: expected values >= 0, got {smallest}")
+            raise ValueError(f"{name}: expected values >= 0, got {smallest}")
 
 
 def check_broadcast(*arguments: tuple[str, Optional[Tensor], int], hint: str = "") -> None:
@@ -148,7 +150,7 @@ def check_interpolation(interpolation: Any) -> int:
 
 def check_number(name: str, value: Any, expectation: str) -> float:
     if not _is_number(value, numbers.Real):
-        raise TypeError(f"{name}: expected {expectation}, got {_shown(value)}")
+        raise TypeError(f"{name}: expected {expectation}, got {shown(value)}")
     return value
 
 

@@ -7,7 +7,7 @@ real-space shapes, `([D,] H, W)`, unless they are called stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -94,3 +94,26 @@ def _planes_and_mates(spectrum: Tensor, shape: Sequence[int]) -> tuple[Tensor, T
     if mates.dtype.is_complex:  # without lazy conjugates, which torch 2.4 does not export
         mates = torch.complex(mates.real, -mates.imag)
     return planes, mates
+
+
+def radii(shape: Sequence[int], device: Optional[torch.device] = None) -> Tensor:
+    """Spatial frequency of every stored entry, in cycles per longest axis: |k| in a box of equal axes. float64."""
+    longest = max(shape)
+    squares = [
+        torch.from_numpy((k * (longest / n)) ** 2).to(device) for k, n in zip(frequencies(shape), shape)
+    ]
+    total = squares[-1]
+    for square in reversed(squares[:-1]):
+        square = square.reshape(-1, *[1] * total.dim())
+        total = square + total
+    return total.sqrt()
+
+
+def shell_sums(values: Tensor, shells: Tensor, count: int) -> Tensor:
+    """Sums over the entries of each shell: values `[..., *stored]`, shells `[*stored]`, to `[..., count]`, in float64.
+
+    Entries of shells from `count` on are left out.
+    """
+    values = values.reshape(*values.shape[: values.dim() - shells.dim()], -1).double()
+    index = shells.reshape(-1).clamp(max=count).expand(values.shape)
+    return values.new_zeros(*values.shape[:-1], count + 1).scatter_add(-1, index, values)[..., :count]
