@@ -12,6 +12,7 @@ from typing import Optional
 import torch
 
 import torch_projectors
+from torch_projectors.plugins import serving
 
 
 def output(*command: str) -> Optional[str]:
@@ -36,9 +37,8 @@ def cpu() -> str:
 
 def backend(device: torch.device, chosen: str) -> str:
     """What serves the ops, and its version."""
-    known = torch_projectors.backends()
-    serving = [b for b in known.values() if b.status == "loaded" and b.device == device.type]
-    found = known[chosen] if chosen != "auto" else serving[0] if serving else known["reference"]
+    with torch_projectors.use_backend(chosen):
+        found = torch_projectors.backends()[serving(device)]
     return f"{found.name} {found.version}"
 
 

@@ -218,6 +218,15 @@ def selected(device: torch.device) -> str:
     return name
 
 
+def serving(device: torch.device) -> str:
+    """The name of the backend that serves tensors on the device, as chosen."""
+    name = selected(device)
+    if name != "auto":
+        return name
+    loaded = [b.name for b in backends().values() if b.status == "loaded" and b.device == device.type]
+    return loaded[0] if loaded else "reference"
+
+
 def _check(name: str) -> None:
     if name in ("auto", "reference"):
         return

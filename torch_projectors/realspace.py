@@ -240,19 +240,19 @@ def gridding_blur(
     """
     code = check_interpolation(interpolation)
     _check_correction(correction)
-    offsets = [
-        (torch.arange(n, dtype=torch.float64, device=device) - n // 2) / m for n, m in zip(shape, padded)
-    ]
-    if correction == "radial":
-        squares = torch.meshgrid(*[v.square() for v in offsets], indexing="ij")
-        return _kernel_transform(code, torch.stack(squares).sum(0).sqrt()).to(dtype)
-    blur = torch.ones((1,) * len(offsets), dtype=torch.float64, device=device)
+    # One axis at a time in float64, which not every device has.
+    offsets = [(torch.arange(n, dtype=torch.float64) - n // 2) / m for n, m in zip(shape, padded)]
+    blur = torch.ones((), dtype=dtype, device=device)
     if correction is None:
-        return blur.expand(*shape).to(dtype)
-    for axis, v in enumerate(offsets):
-        along = [-1 if a == axis else 1 for a in range(len(offsets))]
-        blur = blur * _kernel_transform(code, v).reshape(along)
-    return blur.to(dtype)
+        return blur.expand(*shape)
+    if correction == "radial":
+        square = torch.zeros_like(blur)
+        for v in offsets:
+            square = square[..., None] + v.square().to(blur)
+        return _kernel_transform(code, square.sqrt())
+    for v in offsets:
+        blur = blur[..., None] * _kernel_transform(code, v).to(blur)
+    return blur
 
 
 def _kernel_transform(code: int, v: Tensor) -> Tensor:

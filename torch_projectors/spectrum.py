@@ -97,15 +97,12 @@ def _planes_and_mates(spectrum: Tensor, shape: Sequence[int]) -> tuple[Tensor, T
 
 
 def radii(shape: Sequence[int], device: Optional[torch.device] = None) -> Tensor:
-    """Spatial frequency of every stored entry, in cycles per longest axis: |k| in a box of equal axes. float64."""
-    longest = max(shape)
-    squares = [
-        torch.from_numpy((k * (longest / n)) ** 2).to(device) for k, n in zip(frequencies(shape), shape)
-    ]
-    total = squares[-1]
-    for square in reversed(squares[:-1]):
-        square = square.reshape(-1, *[1] * total.dim())
-        total = square + total
+    """Spatial frequency of every stored entry, in cycles per longest axis: |k| in a box of equal axes."""
+    longest, dtype = max(shape), _widest(device)
+    axes = [torch.from_numpy((k * (longest / n)) ** 2) for k, n in zip(frequencies(shape), shape)]
+    total = torch.zeros((), dtype=dtype, device=device)
+    for axis in axes:
+        total = total[..., None] + axis.to(device, dtype)
     return total.sqrt()
 
 
@@ -114,6 +111,12 @@ def shell_sums(values: Tensor, shells: Tensor, count: int) -> Tensor:
 
     Entries of shells from `count` on are left out.
     """
-    values = values.reshape(*values.shape[: values.dim() - shells.dim()], -1).double()
+    lead = values.shape[: values.dim() - shells.dim()]
+    values = values.reshape(*lead, -1).to(_widest(values.device))
     index = shells.reshape(-1).clamp(max=count).expand(values.shape)
-    return values.new_zeros(*values.shape[:-1], count + 1).scatter_add(-1, index, values)[..., :count]
+    return values.new_zeros(*lead, count + 1).scatter_add(-1, index, values)[..., :count]
+
+
+def _widest(device: Optional[torch.device]) -> torch.dtype:
+    # Metal has no float64.
+    return torch.float32 if device is not None and device.type == "mps" else torch.float64

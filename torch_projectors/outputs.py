@@ -1,0 +1,64 @@
+"""Results that are either there, whole, or not there: written under a temporary name, and renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Union
+
+
+class OutputError(Exception):
+    """A result cannot be written where it was asked for; the message says why, and what would help."""
+
+
+@contextmanager
+def new_folder(path: Union[str, os.PathLike[str]], marker: str, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill, which appears under its name when the block ends, and not at all if the block raises.
+
+    `marker` names a file that the block writes. Only a folder with such a file, or an empty one, is overwritten.
+    """
+    path = Path(path)
+    _check_replaceable(path, marker, overwrite)
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.absolute().parent))
+    except OSError as error:
+        raise OutputError(f"cannot write the folder {path}: {error.strerror or error}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        _check_replaceable(path, marker, overwrite)  # again: this may have taken long
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.absolute().parent))
+            os.replace(path, old / path.name)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot write the folder {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(path: Path, marker: str, overwrite: bool) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not path.is_dir():
+        raise OutputError(f"{path} is a file; name a folder that is not there yet")
+    if not overwrite:
+        raise OutputError(f"the folder {path} exists; name another, or replace it with --overwrite")
+    if not (path / marker).is_file():
+        raise OutputError(
+            f"the folder {path} holds something else, no {marker}: it is not overwritten; name another"
+        )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
