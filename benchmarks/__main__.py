@@ -16,7 +16,7 @@ import torch
 import torch_projectors
 from torch_projectors.geometry import INTERPOLATION_CODES
 
-from . import machine, memory
+from . import accuracy, machine, memory
 from .problems import DTYPES, GEOMETRIES, OPERATIONS, Arrays, Problem, calls, peer_calls
 from .timing import interleaved
 
@@ -49,6 +49,8 @@ examples:
       the PyTorch reference on one thread
   python -m benchmarks --memory
       peak memory beyond inputs and outputs, at box 256 with 16 and 512 poses
+  python -m benchmarks --accuracy --threads 1
+      errors of every interpolation and oversampling, and what they cost
 """
 
 
@@ -76,6 +78,7 @@ def arguments() -> argparse.Namespace:
     add("--quick", action="store_true", help="box 32, few poses, 3 rounds, unless given")
     add("--compare", action="store_true", help="time torch-fourier-slice in turn with ours")
     add("--memory", action="store_true", help="measure memory instead of time")
+    add("--accuracy", action="store_true", help="measure errors against a closed form, and time beside them")
     add("--json", type=Path, metavar="FILE", help="write results and machine there")
     args = parser.parse_args()
 
@@ -92,6 +95,13 @@ def arguments() -> argparse.Namespace:
         parser.error("--compare times, and --memory does not")
     if args.memory and (sys.platform == "win32" or args.device.type == "mps"):
         parser.error("--memory works on the CPU of Linux and macOS, and on CUDA")
+    if args.accuracy:
+        others = ("boxes", "poses", "geometry", "interpolation", "compare", "memory")
+        given = [f"--{name}" for name in others if vars(args)[name]]
+        if given:
+            parser.error(f"--accuracy has problems of its own, and no use for {', '.join(given)}")
+        if args.device.type == "mps":
+            parser.error("--accuracy takes double precision, which MPS has not")
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.quick:
@@ -199,11 +209,17 @@ def main() -> None:
     where = machine.describe(args.device, args.backend)
     print("\n".join(f"{name:>16}: {value}" for name, value in where.items()), flush=True)
     with torch_projectors.use_backend(args.backend):
-        results = measured(args) if args.memory else timed(args)
+        if args.accuracy:
+            study = accuracy.QUICK if args.quick else accuracy.Study()
+            results = accuracy.run(study, args.dtype, args.device, args.repeats, progress)
+        else:
+            results = measured(args) if args.memory else timed(args)
     if sys.stderr.isatty():
         progress("")
     print()
-    if args.memory:
+    if args.accuracy:
+        accuracy.show(results)
+    elif args.memory:
         columns = {
             "beyond MB": (".1f", lambda r: r["beyond_mb"]),
             "baseline MB": (".1f", lambda r: r["baseline_mb"]),

@@ -68,10 +68,8 @@ def test_molecule_images_are_projections_of_its_map():
     poses = Poses(rotations.random(5, generator=generator), torch.randn(5, 2, generator=generator))
     density = molecule.map(32)
     assert density.sum() == pytest.approx(20, rel=1e-5)
-    shape = (96,) * 3
-    padded = realspace.pad(realspace.correct_gridding(density, shape, "cubic"), shape)
-    cutoff = {"fourier_radius_cutoff": 8}
-    ours = forward_project(realspace.to_spectrum(padded, 3), *poses, (32, 32), "cubic", 3, **cutoff)
+    spectrum = realspace.prepare(density, 3, "cubic", 3)
+    ours = forward_project(spectrum, *poses, (32, 32), "cubic", 3, fourier_radius_cutoff=8)
     exact = realspace.to_spectrum(molecule.images(*poses, 32), 2)
     exact = exact * (ours != 0)
     assert (ours - exact).norm() <= 0.01 * exact.norm()

@@ -1,8 +1,8 @@
 """Projection between real volumes and images, and what it takes around the Fourier operators.
 
 A box has its origin in the centre, index N//2 of every axis. Values are sums: an image of a volume is its integral
-along z after rotation, in voxels, and the pixels of an image add up to what the voxels do. All functions are
-differentiable, and compose with any other of torch; the conventions of half spectra stay inside.
+along z after rotation, in voxels, and larger pixels hold more. All functions are differentiable, and compose with any
+other of torch; the conventions of half spectra stay inside.
 """
 
 from __future__ import annotations
@@ -80,9 +80,8 @@ def project(
     else:
         output_shape = check_shape("output_shape", output_shape, (2,) if dims == 2 else (2, 3))
     boxes = _boxes(shape, output_shape, pixel_size, oversampling, fourier_radius_cutoff)
-    corrected = correct_gridding(reconstruction, boxes.volume, interpolation, correction)
     projections = forward_project(
-        to_spectrum(pad(corrected, boxes.volume), dims),
+        _prepared(reconstruction, boxes.volume, interpolation, correction),
         rotations,
         shifts,
         boxes.image,
@@ -179,6 +178,34 @@ def _boxes(
     padded = math.ceil(max(check_oversampling(oversampling) * max(shape), view))
     cutoff = check_cutoff(cutoff, (max(image_shape),)) * side / max(image_shape)
     return _Boxes((padded,) * len(shape), (side,) * len(image_shape), padded / view, cutoff)
+
+
+def prepare(
+    reconstruction: Tensor,
+    dims: int,
+    interpolation: str = "linear",
+    oversampling: float = 2.0,
+    *,
+    correction: Optional[str] = "separable",
+) -> Tensor:
+    """The half spectrum that `project` samples, for `forward_project` with the same interpolation and oversampling.
+
+    Transformed once, it serves any number of projections: a map against which poses are refined, say. Boxes `[..., D,
+    H, W]` (dims=3) or `[..., H, W]` (dims=2) are corrected, padded to equal axes and transformed. The longest axis
+    times the oversampling has to be a whole number.
+    """
+    side = max(_box("reconstruction", reconstruction, dims))
+    padded = side * check_oversampling(oversampling)
+    if abs(padded - round(padded)) > 1e-6 * padded:
+        raise ValueError(
+            f"oversampling: expected one that pads {side} points to a whole number, got {oversampling}: {padded:g}; "
+            "or pad the box to another size first"
+        )
+    return _prepared(reconstruction, (round(padded),) * dims, interpolation, correction)
+
+
+def _prepared(x: Tensor, padded: Sequence[int], interpolation: str, correction: Optional[str]) -> Tensor:
+    return to_spectrum(pad(correct_gridding(x, padded, interpolation, correction), padded), len(padded))
 
 
 def pad(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -311,7 +338,8 @@ def reconstruct(
 
     Returns:
         The map `[..., (D,) H, W]`, smaller than the data's box by the oversampling. Where there is no weight, the
-        spectrum is zero.
+        spectrum is zero. No image has components between 0 and 1 cycles per box, so that with oversampling the
+        mean of a map is uncertain.
     """
     check_spectrum("data", data)
     dims = min(data.dim(), 3) if reconstruction_shape is None else len(tuple(reconstruction_shape))
@@ -326,6 +354,9 @@ def reconstruct(
             f"oversampling: expected one that the data's box {padded} is a whole number times, got {oversampling}; "
             "give backward_project a reconstruction_shape that is"
         )
+    if check_interpolation(interpolation) == INTERPOLATION_CODES["cubic"]:
+        # Weights are inserted with the kernel's magnitude, whose integral is 7/6 where the kernel's is 1.
+        weight = weight * (6 / 7) ** dims
     inverse = _inverse_weight(weight, padded, oversampling, policy, snr)
     x = crop(from_spectrum(data * inverse, padded), shape)
     return correct_gridding(x, padded, interpolation, correction)

@@ -29,6 +29,7 @@ class Poses(NamedTuple):
     def in_frame_of(self, others: Poses) -> Poses:
         """The same poses of a map turned and moved as a whole to agree best with others: no image can tell."""
         u, _, v = torch.linalg.svd((others.rotations @ self.rotations.mT).sum(0))
+        u = torch.cat([u[:, :2], u[:, 2:] * torch.linalg.det(u @ v)], 1)  # a rotation, no mirror
         turned = u @ v @ self.rotations
         # A map moved by t moves an image by the x, y of M^T t.
         seen = turned.mT[:, :2].reshape(-1, 3)
@@ -65,10 +66,7 @@ def refine(
     for i in range(rounds):
         cutoff = n * min(0.09 + 0.065 * i, 0.34)
         volume = reconstruct(spectra, poses, snr)
-        padded = (OVERSAMPLING * n,) * 3
-        reference = realspace.to_spectrum(
-            realspace.pad(realspace.correct_gridding(volume, padded), padded), 3
-        )
+        reference = realspace.prepare(volume, dims=3, oversampling=OVERSAMPLING)
         turns = torch.zeros_like(poses.rotations[..., 0], requires_grad=True)
         moves = torch.zeros_like(poses.shifts, requires_grad=True)
         rate = 0.7**i
