@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_projectors import forward_project
+from torch_projectors import forward_project, realspace
 
 GOLDENS = Path(os.environ.get("TORCH_PROJECTORS_GOLDENS") or Path(__file__).parents[2] / "shared" / "goldens")
 RELION = GOLDENS / "relion"
@@ -74,10 +74,14 @@ def cropped(x: Tensor, n: int) -> Tensor:
 
 
 @cache
-def relion_reconstruction(n: int) -> Tensor:
+def relion_map(n: int) -> Tensor:
     x = torch.from_numpy(np.load(RELION / "clean70SRibosome_vol.npy")).double()
-    if n != x.shape[0]:
-        x = cropped(x, n)
+    return x if n == x.shape[0] else cropped(x, n)
+
+
+@cache
+def relion_reconstruction(n: int) -> Tensor:
+    x = relion_map(n)
     blur = torch.sinc((torch.arange(n, dtype=torch.float64) - n // 2) / (2 * n)) ** 2
     x = x / (blur[:, None, None] * blur[:, None] * blur)
     padded = torch.zeros((2 * n,) * 3, dtype=torch.float64)
@@ -86,20 +90,24 @@ def relion_reconstruction(n: int) -> Tensor:
     return to_half(padded, 3)
 
 
-@pytest.mark.parametrize(
+every_stack = pytest.mark.parametrize(
     ("name", "n"), [("rln_proj_65_centered", 65), ("rln_proj_64_centered", 64), ("rln_proj_64_shifted", 64)]
 )
-def test_projections_are_those_of_relion(name: str, n: int, backend: str) -> None:
-    """Correlation inside Nyquist, and amplitude, of each of the images."""
+
+
+def relion_images(name: str, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The images, and their poses in our conventions."""
     rows = read_particles(RELION / f"{name}.star")
     golden = torch.from_numpy(read_mrc(RELION / f"{name}.mrcs"))
     assert golden.shape == (len(rows), n, n) == (4, n, n)
     angles = [[float(row[f"_rlnAngle{angle}"]) for angle in ("Rot", "Tilt", "Psi")] for row in rows]
     origins = [[float(row.get(f"_rlnOrigin{axis}", 0)) for axis in "XY"] for row in rows]
     rotations = torch.stack([euler_matrix(*a).T for a in angles])
-    shifts = n % 2 - torch.tensor(origins, dtype=torch.float64)
-    ours = forward_project(relion_reconstruction(n), rotations, shifts, oversampling=2)
-    theirs = to_half(golden, 2)
+    return golden, rotations, n % 2 - torch.tensor(origins, dtype=torch.float64)
+
+
+def assert_same_images(ours: Tensor, theirs: Tensor, n: int) -> None:
+    """Correlation inside Nyquist, and amplitude, of each of the half spectra."""
     ky, kx = torch.fft.fftfreq(n, 1 / n)[:, None], torch.arange(n // 2 + 1)
     # Pairs of mates count twice; the mean, which correlation leaves out, does not count.
     counts = torch.where(kx == 0, 1.0, 2.0) * (kx**2 + ky**2 < (n // 2) ** 2) * (kx**2 + ky**2 > 0)
@@ -111,3 +119,19 @@ def test_projections_are_those_of_relion(name: str, n: int, backend: str) -> Non
     scale = inner(ours, theirs) / inner(theirs, theirs)
     assert (correlation >= 0.9999).all()
     assert ((scale - 1).abs() <= 1e-3).all()
+
+
+@every_stack
+def test_projections_are_those_of_relion(name: str, n: int, backend: str) -> None:
+    golden, rotations, shifts = relion_images(name, n)
+    ours = forward_project(relion_reconstruction(n), rotations, shifts, oversampling=2)
+    assert_same_images(ours, to_half(golden, 2), n)
+
+
+@every_stack
+def test_images_of_the_map_are_those_of_relion(name: str, n: int, backend: str) -> None:
+    """With the default options, from the map to the image, in the same order and at the same scale."""
+    golden, rotations, shifts = relion_images(name, n)
+    ours = realspace.project(relion_map(n), rotations, shifts)
+    assert ours.shape == golden.shape
+    assert_same_images(to_half(ours, 2), to_half(golden, 2), n)

@@ -71,7 +71,7 @@ def check_shape(name: str, shape: Any, lengths: tuple[int, ...]) -> tuple[int, .
     except TypeError:
         values = ()
     if len(values) not in lengths or not all(_is_number(n, numbers.Integral) and n >= 1 for n in values):
-        forms = " or ".join({2: "(H, W)", 3: "(D, H, W)"}[n] for n in lengths)
+        forms = " or ".join({1: "(W,)", 2: "(H, W)", 3: "(D, H, W)"}[n] for n in lengths)
         raise ValueError(
             f"{name}: expected a real-space shape {forms} of positive integers, got {reprlib.repr(shape)}"
         )
@@ -81,7 +81,7 @@ def check_shape(name: str, shape: Any, lengths: tuple[int, ...]) -> tuple[int, .
 def check_real_shape(
     name: str, x: Tensor, shape_name: str, shape: Optional[Sequence[int]], dims: int
 ) -> tuple[int, ...]:
-    stored = tuple(x.shape[x.dim() - dims :])
+    stored = tuple(x.shape[max(0, x.dim() - dims) :])
     if shape is None:
         return real_shape(stored)
     shape = check_shape(shape_name, shape, (dims,))

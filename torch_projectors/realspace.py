@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from .batching import broadcast
 from .checks import (
-    check_broadcast,
     check_cutoff,
     check_device,
     check_interpolation,
@@ -147,7 +147,7 @@ def backproject(
         interpolation,
         boxes.oversampling,
         boxes.cutoff,
-        projection_shape=boxes.image,
+        projection_shape=None if projection_shape is None else boxes.image,
         gradient="stored",
     )
     # What the inverse transforms divide by on the two sides.
@@ -219,6 +219,8 @@ def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _around_centre(verb: str, x: Tensor, shape: Sequence[int]) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {shown(x)}")
     shape = check_shape("shape", shape, (1, 2, 3))
     if x.dim() < len(shape):
         raise ValueError(
@@ -267,6 +269,8 @@ def gridding_blur(
     """
     code = check_interpolation(interpolation)
     _check_correction(correction)
+    shape = check_shape("shape", shape, (1, 2, 3))
+    padded = check_shape("padded", padded, (len(shape),))
     # One axis at a time in float64, which not every device has.
     offsets = [(torch.arange(n, dtype=torch.float64) - n // 2) / m for n, m in zip(shape, padded)]
     blur = torch.ones((), dtype=dtype, device=device)
@@ -301,8 +305,10 @@ def correct_gridding(
 
     Before a projection, from a box padded to that shape, or after an insertion, cropped from it: it is the same.
     """
+    check_interpolation(interpolation)
     _check_correction(correction)
-    shape = x.shape[x.dim() - len(padded) :]
+    padded = check_shape("padded", padded, (1, 2, 3))
+    shape = _box("x", x, len(padded))
     if correction is None:
         return x
     return x / gridding_blur(shape, padded, interpolation, correction, dtype=x.dtype, device=x.device)
@@ -342,10 +348,15 @@ def reconstruct(
         mean of a map is uncertain.
     """
     check_spectrum("data", data)
-    dims = min(data.dim(), 3) if reconstruction_shape is None else len(tuple(reconstruction_shape))
-    if dims < 2:
-        raise ValueError(f"data: expected [..., (D,) H, W//2+1], got shape {tuple(data.shape)}")
+    if reconstruction_shape is not None:
+        reconstruction_shape = check_shape("reconstruction_shape", reconstruction_shape, (2, 3))
+    dims = min(data.dim(), 3) if reconstruction_shape is None else len(reconstruction_shape)
+    if dims < 2 or 0 in data.shape[-dims:]:
+        raise ValueError(
+            f"data: expected a non-empty half spectrum [..., (D,) H, W//2+1], got shape {tuple(data.shape)}"
+        )
     padded = check_real_shape("data", data, "reconstruction_shape", reconstruction_shape, dims)
+    check_tensor("weight", weight, (torch.float32, torch.float64))
     check_weights(weight, data, "weight", "data")
     oversampling = check_oversampling(oversampling)
     shape = tuple(round(n / oversampling) for n in padded)
@@ -366,7 +377,7 @@ def _inverse_weight(
     weight: Tensor, padded: tuple[int, ...], oversampling: float, policy: str, snr: Any
 ) -> Tensor:
     if policy not in POLICIES:
-        raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
+        raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {shown(policy)}")
     if (policy == "wiener") != (snr is not None):
         raise ValueError(f"snr: expected with policy 'wiener' and with no other, got {snr!r} with {policy!r}")
     if policy == "clamp":
@@ -391,18 +402,19 @@ def _curve(snr: Any, radius: Tensor) -> Tensor:
     values = (
         snr
         if isinstance(snr, Tensor)
-        else torch.tensor(float(check_number("snr", snr, "a number or a tensor")))
+        else torch.tensor(check_number("snr", snr, "a number or a tensor"), dtype=radius.dtype)
     )
-    if values.dim() > 1 or values.is_complex() or not values.numel() or not (values.detach() >= 0).all():
-        raise ValueError(f"snr: expected values >= 0, a number or a curve [shells], got {shown(snr)}")
     if values.dim():
         check_device("snr", values, radius.device)
+    if values.dim() > 1 or values.is_complex() or not values.numel() or not (values.detach() >= 0).all():
+        raise ValueError(f"snr: expected values >= 0, a number or a curve [shells], got {shown(snr)}")
     values = values.reshape(-1).to(radius)
     last = len(values) - 1
     radius = radius.clamp(max=last)
     below = radius.long()
     part = radius - below
-    return values[below] * (1 - part) + values[(below + 1).clamp(max=last)] * part
+    between = values[below] * (1 - part) + values[(below + 1).clamp(max=last)] * part
+    return torch.where(part == 0, values[below], between)  # not 0 * inf
 
 
 def fsc(a: Tensor, b: Tensor, dims: int = 3) -> Tensor:
@@ -417,7 +429,12 @@ def fsc(a: Tensor, b: Tensor, dims: int = 3) -> Tensor:
             f"b: expected a map of the box of a, {shape}, got {tuple(b.shape[b.dim() - dims :])}"
         )
     check_device("b", b, a.device)
-    check_broadcast(("a", a, dims), ("b", b, dims))
+    leads = [x.shape[: x.dim() - dims] for x in (a, b)]
+    try:
+        broadcast(*leads)
+    except ValueError:
+        shapes = " and ".join(f"{name} {list(lead)}" for name, lead in zip("ab", leads))
+        raise ValueError(f"leading dimensions do not broadcast: {shapes}") from None
     shells, count = (radii(shape, a.device) + 0.5).long(), max(shape) // 2 + 1
     f, g = to_spectrum(a, dims), to_spectrum(b, dims)
     once = halved(torch.ones(f.shape[f.dim() - dims :], dtype=a.dtype, device=a.device), shape[-1])
@@ -435,6 +452,8 @@ def fsc_crossing(curve: Tensor, threshold: float = 0.5) -> Tensor:
 
     In cycles per box: N / crossing is a resolution in pixels.
     """
+    if curve.dim() < 1 or curve.shape[-1] < 2:
+        raise ValueError(f"curve: expected [..., shells] of two or more, got shape {tuple(curve.shape)}")
     curve = curve[..., 1:]  # the mean of a map tells nothing of its detail
     below = curve < threshold
     first = below.to(torch.int8).argmax(-1, keepdim=True)

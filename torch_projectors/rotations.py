@@ -37,7 +37,7 @@ def random(
     """Rotations drawn uniformly: `[*count, dims, dims]`. The generator lives on the device."""
     options = {"generator": generator, "dtype": dtype, "device": device}
     if dims == 2:
-        return from_angles(2 * math.pi * torch.rand(*count, **options))
+        return from_angles(2 * math.pi * torch.rand(count, **options))
     if dims != 3:
         raise ValueError(f"dims: expected 2 or 3, got {dims!r}")
     # A unit quaternion of uniform direction is a uniform rotation.
