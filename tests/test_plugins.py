@@ -393,7 +393,7 @@ def test_a_warning_that_is_raised_as_an_error_keeps_no_other_backend_from_loadin
     program = """
     warnings.simplefilter("error", UserWarning)
     raises(UserWarning, lambda: forward_project(volume, rotations), "cannot be used")
-    assert all(backend.status in ("loaded", "failed") for backend in backends().values())
+    assert all(backend.status != "found" for backend in backends().values())
     forward_project(volume, rotations)
     assert loaded("good").calls == {"forward_project": 1}
     """

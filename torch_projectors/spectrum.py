@@ -49,6 +49,11 @@ def paired_columns(width: int) -> list[int]:
 
 def halved(spectrum: Tensor, width: int) -> Tensor:
     """The spectrum with 1/2 on its paired columns: a sum over it counts each Friedel pair once."""
+    if not torch.compiler.is_compiling():
+        spectrum = spectrum.clone()  # several times faster than to multiply all of it
+        for paired in paired_columns(width):
+            spectrum[..., paired] *= 0.5
+        return spectrum
     column = torch.arange(spectrum.shape[-1], device=spectrum.device)
     paired = (column == 0) | (2 * column == width)
     return spectrum * (1 - 0.5 * paired.to(spectrum.real.dtype))
