@@ -17,7 +17,7 @@ import torch_projectors
 from torch_projectors.geometry import INTERPOLATION_CODES
 
 from . import accuracy, machine, memory
-from .problems import DTYPES, GEOMETRIES, OPERATIONS, Arrays, Problem, calls, peer_calls
+from .problems import DTYPES, GEOMETRIES, OPERATIONS, Arrays, Problem, calls, peer_calls, roof_calls
 from .timing import interleaved
 
 # A projection in 3D has as many pixels as the volume.
@@ -142,12 +142,15 @@ def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
         peer = peer_calls(problem, arrays) if args.compare else {}
         if peer:
             contestants.update({"no_shifts": calls(problem, arrays, shifted=False), "peer": peer})
+        roof = roof_calls(problem, arrays)
+        if roof:
+            contestants["roof"] = roof
         for operation in OPERATIONS:
             progress(
                 f"[{i}/{len(cases)}, {time.perf_counter() - start:.0f} s] {geometry} {interpolation} box {box}, "
                 f"{problem.poses} poses: {operation}"
             )
-            turns = {name: c[operation] for name, c in contestants.items()}
+            turns = {name: c[operation] for name, c in contestants.items() if operation in c}
             times = interleaved(turns, args.repeats, args.device)
             row: dict[str, Any] = {**vars(problem), "operation": operation}
             for name, t in times.items():
@@ -155,6 +158,8 @@ def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
             row["ns_per_pixel"] = 1e9 * times["ours"]["median"] / (problem.poses * problem.pixels)
             if peer:
                 row["ratio"] = times["peer"]["median"] / times["no_shifts"]["median"]
+            if "roof" in times:
+                row["of_roof"] = times["ours"]["median"] / times["roof"]["median"]
             results.append(row)
     return results
 
@@ -233,7 +238,14 @@ def main() -> None:
             columns["no shifts"] = (".4f", median("no_shifts"))
             columns["peer"] = (".4f", median("peer"))
             columns["ratio"] = (".2f", lambda r: r.get("ratio"))
+        if any("of_roof" in r for r in results):
+            columns["roof"] = (".4f", median("roof"))
+            columns["of roof"] = (".2f", lambda r: r.get("of_roof"))
         table(results, columns)
+        if "roof" in columns:
+            print(
+                "\nroof: the loads of a linear gather and nothing else. of roof: ours / roof, times of both."
+            )
         if args.compare:
             print(
                 "\npeer: torch-fourier-slice, linear slices only. ratio: peer / no shifts; above 1, ours is faster."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 import torch_projectors
+from torch_projectors.plugins import serving
 from torch_projectors.spectrum import stored_shape, within
 
 GEOMETRIES = {"3-2": (3, 2), "2-2": (2, 2), "3-3": (3, 3)}
@@ -90,6 +92,40 @@ def calls(problem: Problem, arrays: Arrays, shifted: bool = True) -> dict[str, C
 def gradient(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], along: Tensor) -> Any:
     leaves = [x.detach().requires_grad_() for x in inputs]
     return torch.autograd.grad(forward(*leaves), leaves, along)
+
+
+def roof_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any]]:
+    """What memory allows: a linear gather's loads, and nothing else, by the CPU backend. It too makes its output."""
+    if (problem.geometry, problem.interpolation) != ("3-2", "linear") or serving(
+        arrays.volume.device
+    ) != "cpu":
+        return {}
+    from torch_projectors_cpu import library
+
+    def roof() -> Tensor:
+        images = torch.empty_like(arrays.images)
+        question = library.Problem(
+            size=ctypes.sizeof(library.Problem),
+            scalar=int(arrays.volume.dtype == torch.complex128),
+            interpolation=1,
+            volume_dims=3,
+            image_dims=2,
+            volume_shape=problem.volume_shape,
+            image_shape=(*problem.image_shape, 0),
+            oversampling=1,
+            cutoff=problem.box / 2,
+            batch=1,
+            poses=problem.poses,
+            rotations=arrays.rotations.data_ptr(),
+            rotation_strides=(0, 9),
+            image_strides=(images.numel(), images[0].numel()),
+            volume_stride=arrays.volume.numel(),
+            threads=torch.get_num_threads(),
+        )
+        library.call("gather_roof", question, arrays.volume.data_ptr(), images.data_ptr())
+        return images
+
+    return {"forward": roof}
 
 
 def peer_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any]]:

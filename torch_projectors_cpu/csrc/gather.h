@@ -1,0 +1,387 @@
+// Reading a volume: projections, and the gradients of poses. A task is a few rows of one image.
+#pragma once
+
+#include <atomic>
+
+#include "rows.h"
+
+namespace torch_projectors {
+namespace LEVEL {
+
+// x weights of all taps at once, each as often as an entry has numbers: a polynomial in t with packs for coefficients.
+template <class Interpolation, class T, int numbers>
+struct AlongX {
+  static constexpr int taps = Interpolation::taps, lanes = taps * numbers;
+  using P = Pack<T, lanes>;
+
+  static P coefficient(int power) {
+    P c{};
+    for (int i = 0; i < lanes; ++i) c[i] = T(Interpolation::coefficients[power][i / numbers]);
+    return c;
+  }
+
+  static P weights(T t) {
+    P w = coefficient(Interpolation::degree);
+    for (int power = Interpolation::degree - 1; power >= 0; --power) w = w * t + coefficient(power);
+    return w;
+  }
+
+  static P slopes(T t) {
+    if (Interpolation::degree == 0) return P{};
+    P w = coefficient(Interpolation::degree) * T(Interpolation::degree);
+    for (int power = Interpolation::degree - 1; power >= 1; --power) w = w * t + coefficient(power) * T(power);
+    return w;
+  }
+
+  static P magnitude(P w) {
+    if (!Interpolation::negative) return w;
+    for (int i = 0; i < lanes; ++i) w[i] = w[i] < 0 ? -w[i] : w[i];
+    return w;
+  }
+
+  // Sum over taps: `numbers` numbers, to consecutive places.
+  static void sum(const P& x, T* to) { sum_taps<T, lanes, numbers>(x, to); }
+};
+
+template <class T>
+inline T magnitude(T x) {
+  return x < 0 ? -x : x;
+}
+
+// What samples read: the value, and its derivatives along (x, y[, z]) of the volume.
+template <class T, int V, int numbers>
+struct Values {
+  alignas(64) T value[numbers * kBlock];
+  alignas(64) T derivative[V][numbers * kBlock];
+};
+
+template <class Interpolation, class T, int V, bool real, bool slopes>
+struct Reader {
+  static constexpr int taps = Interpolation::taps, numbers = real ? 1 : 2;
+  using X = AlongX<Interpolation, T, numbers>;
+  using P = typename X::P;
+
+  Grid<V> grid;
+  const T* volume;
+  int64_t plane_size;
+
+  Reader(const Grid<V>& grid, const void* volume)
+      : grid(grid), volume(static_cast<const T*>(volume)), plane_size(grid.columns() * grid.shape[1] * numbers) {}
+
+  static T tap_weight(T w) { return real ? magnitude(w) : w; }
+
+  static T tap_slope(T s, T w) { return real ? (w < 0 ? -s : w > 0 ? s : T(0)) : s; }
+
+  // Along y, and with slopes; one plane.
+  void plane(const Block<Interpolation, T, V>& b, const T* from, int u, P& sum, P& slope) const {
+    sum = load<P>(from + numbers * int64_t(b.line[0][u])) * tap_weight(b.weight[1][0][u]);
+    for (int i = 1; i < taps; ++i)
+      sum = load<P>(from + numbers * int64_t(b.line[i][u])) * tap_weight(b.weight[1][i][u]) + sum;
+    if (!slopes) return;
+    slope = load<P>(from + numbers * int64_t(b.line[0][u])) * tap_slope(b.slope[1][0][u], b.weight[1][0][u]);
+    for (int i = 1; i < taps; ++i)
+      slope = load<P>(from + numbers * int64_t(b.line[i][u])) * tap_slope(b.slope[1][i][u], b.weight[1][i][u]) + slope;
+  }
+
+  void inside(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
+    P sum, along_y, along_z{};
+    const T* from = volume + numbers * int64_t(b.first[u]);
+    if (V == 2) {
+      plane(b, from, u, sum, along_y);
+    } else {
+      sum = along_y = P{};
+      for (int i = 0; i < taps; ++i) {
+        P s, d;
+        plane(b, from + plane_size * b.plane[i][u], u, s, d);
+        const T w = b.weight[V - 1][i][u];
+        sum = s * tap_weight(w) + sum;
+        if (slopes) {
+          along_y = d * tap_weight(w) + along_y;
+          along_z = s * tap_slope(b.slope[V - 1][i][u], w) + along_z;
+        }
+      }
+    }
+    const T t = b.t[0][u];
+    P x = X::weights(t);
+    if (slopes) {
+      P d = X::slopes(t);
+      if (real)
+        for (int i = 0; i < taps; ++i) d[i] = tap_slope(d[i], x[i]);
+      X::sum(sum * d, to.derivative[0] + numbers * u);
+    }
+    if (real) x = X::magnitude(x);
+    X::sum(sum * x, to.value + numbers * u);
+    if (!slopes) return;
+    X::sum(along_y * x, to.derivative[1] + numbers * u);
+    if (V == 3) X::sum(along_z * x, to.derivative[V - 1] + numbers * u);
+  }
+
+  // A sample whose taps may be mirrored or out of the band. The block's sign mirrors results back, so they are mirrored.
+  void anywhere(const Segment<T, V>& segment, const Block<Interpolation, T, V>& b, int u,
+                Values<T, V, numbers>& to) const {
+    T p[V], sums[V + 1][numbers] = {};
+    segment.position(u, p);
+    const T sign = b.sign[u];
+    const bool finite = each_tap<Interpolation>(
+        grid, p, [&](int64_t offset, bool mirrored, const T (&w)[V], const T (&s)[V]) {
+          T value[numbers];
+          for (int c = 0; c < numbers; ++c) value[c] = volume[offset * numbers + c];
+          if (!real && mirrored) value[numbers - 1] = -value[numbers - 1];
+          for (int d = 0; d <= (slopes ? V : 0); ++d) {
+            T product = 1;
+            for (int a = 0; a < V; ++a) product *= a == d - 1 ? tap_slope(s[a], w[a]) : tap_weight(w[a]);
+            for (int c = 0; c < numbers; ++c) sums[d][c] += product * value[c];
+          }
+        });
+    if (!finite)
+      for (auto& sum : sums)
+        for (T& x : sum) x = T(NAN);
+    for (int c = 0; c < numbers; ++c) {
+      const T back = c == 1 ? sign : T(1);
+      to.value[numbers * u + c] = sums[0][c] * back;
+      if (slopes)
+        for (int a = 0; a < V; ++a) to.derivative[a][numbers * u + c] = sums[a + 1][c] * back * sign;
+    }
+  }
+
+  // Visits segments in order, each with its block and values.
+  template <int I, class Visit>
+  void each(Segments<T, V, I> segments, const Visit& visit) const {
+    Block<Interpolation, T, V> b;
+    Values<T, V, numbers> values;
+    for (Segment<T, V> s; segments.next(s);) {
+      b.template locate<slopes>(grid, s);
+      if (b.all_inside) {
+        for (int u = 0; u < s.count; ++u) inside(b, u, values);
+      } else {
+        for (int u = 0; u < s.count; ++u) b.inside[u] ? inside(b, u, values) : anywhere(s, b, u, values);
+      }
+      visit(s, b, values);
+    }
+  }
+};
+
+constexpr int64_t kRows = 16;  // a task: neighbours share cache lines, and threads share the load
+
+template <class T>
+struct Poses {
+  const Problem& q;
+
+  const T* rotation(int64_t b, int64_t p) const {
+    return static_cast<const T*>(q.rotations) + b * q.rotation_strides[0] + p * q.rotation_strides[1];
+  }
+
+  const T* shift(int64_t b, int64_t p) const {
+    if (q.shifts == nullptr) return nullptr;
+    return static_cast<const T*>(q.shifts) + b * q.shift_strides[0] + p * q.shift_strides[1];
+  }
+};
+
+// Runs work(b, p, first row, last row) over all images, tasks taken as threads get free; `start` makes what a thread needs.
+template <class Start>
+inline void each_task(const Problem& q, int64_t rows, const Parallel& parallel, const Start& start) {
+  const int64_t parts = (rows + kRows - 1) / kRows, tasks = q.batch * q.poses * parts;
+  std::atomic<int64_t> next{0};
+  parallel(tasks, [&](int64_t, int64_t) {
+    auto work = start();
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+      const int64_t image = i / parts, from = i % parts * kRows;
+      work(image / q.poses, image % q.poses, from, from + kRows < rows ? from + kRows : rows);
+    }
+  });
+}
+
+// Zeros where an image has no samples.
+template <class T, int I, int numbers>
+void clear_beyond(const Rows<I>& rows, int64_t from, int64_t to, T* image) {
+  const int64_t columns = rows.grid.columns();
+  for (int64_t row = from; row < to; ++row) {
+    const int64_t within = rows.columns(row);
+    std::memset(image + (row * columns + within) * numbers, 0, size_t((columns - within) * numbers) * sizeof(T));
+  }
+}
+
+template <class Interpolation, class T, int V, int I, bool real>
+void project(const Problem& q, const void* volumes, void* images, const Parallel& parallel) {
+  constexpr int numbers = real ? 1 : 2;
+  const Grid<V> grid = grid_of<V>(q.volume_shape);
+  const Rows<I> rows(grid_of<I>(q.image_shape), q.cutoff);
+  const bool shifted = !real && q.shifts != nullptr;
+  each_task(q, rows.count(), parallel, [&] {
+    return [&, phases = Phases<T, I>(rows.grid), last = int64_t(-1)](int64_t b, int64_t p, int64_t from,
+                                                                     int64_t to) mutable {
+      const Poses<T> poses{q};
+      if (shifted && last != b * q.poses + p) phases.set(poses.shift(b, p));
+      last = b * q.poses + p;
+      const Pose<T, V, I> pose(poses.rotation(b, p), q.oversampling);
+      const Reader<Interpolation, T, V, real, false> reader(
+          grid, static_cast<const T*>(volumes) + b * q.volume_stride * numbers);
+      T* image = static_cast<T*>(images) + (b * q.image_strides[0] + p * q.image_strides[1]) * numbers;
+      clear_beyond<T, I, numbers>(rows, from, to, image);
+      reader.each(Segments<T, V, I>(rows, shifted ? &phases : nullptr, pose, from, to),
+                  [&](const Segment<T, V>& s, const Block<Interpolation, T, V>& block, const Values<T, V, numbers>& v) {
+                    T* out = image + (s.row * rows.grid.columns() + s.first) * numbers;
+                    const Complex<T> c = s.phase;
+                    if (real) {
+                      std::memcpy(out, v.value, size_t(s.count) * sizeof(T));
+                    } else if (!shifted) {
+#pragma omp simd
+                      for (int u = 0; u < s.count; ++u) {
+                        out[2 * u] = v.value[2 * u];
+                        out[2 * u + 1] = v.value[2 * u + 1] * block.sign[u];
+                      }
+                    } else {
+                      const T *xr = phases.re() + s.first, *xi = phases.im() + s.first;
+#pragma omp simd
+                      for (int u = 0; u < s.count; ++u) {
+                        const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
+                        const T a = v.value[2 * u], d = v.value[2 * u + 1] * block.sign[u];
+                        out[2 * u] = a * re - d * im;
+                        out[2 * u + 1] = a * im + d * re;
+                      }
+                    }
+                  });
+    };
+  });
+}
+
+// Sums over some rows of one image: dL / d matrix, without the oversampling, and dL / d shift.
+template <int V, int I>
+struct PoseSums {
+  double matrix[V][I] = {}, shift[I] = {};
+};
+
+template <class Interpolation, class T, int V, int I, bool real>
+void gradients(const Problem& q, const void* volumes, const void* images, void* grad_images, void* grad_rotations,
+               void* grad_shifts, const Parallel& parallel) {
+  constexpr int numbers = real ? 1 : 2;
+  const Grid<V> grid = grid_of<V>(q.volume_shape);
+  const Rows<I> rows(grid_of<I>(q.image_shape), q.cutoff);
+  const bool shifted = !real && q.shifts != nullptr;
+  // Partial sums of fixed parts, added up in a fixed order: the same for any number of threads.
+  const int64_t parts = (rows.count() + kRows - 1) / kRows;
+  std::vector<PoseSums<V, I>> sums(size_t(q.batch * q.poses * parts));
+  each_task(q, rows.count(), parallel, [&] {
+    return [&, phases = Phases<T, I>(rows.grid), last = int64_t(-1)](int64_t b, int64_t p, int64_t from,
+                                                                     int64_t to) mutable {
+      const Poses<T> poses{q};
+      if (shifted && last != b * q.poses + p) phases.set(poses.shift(b, p));
+      last = b * q.poses + p;
+      const Pose<T, V, I> pose(poses.rotation(b, p), q.oversampling);
+      const Reader<Interpolation, T, V, real, true> reader(
+          grid, static_cast<const T*>(volumes) + b * q.volume_stride * numbers);
+      const int64_t start = (b * q.image_strides[0] + p * q.image_strides[1]) * numbers;
+      T* grad_image = grad_images == nullptr ? nullptr : static_cast<T*>(grad_images) + start;
+      if (grad_image != nullptr) clear_beyond<T, I, numbers>(rows, from, to, grad_image);
+      PoseSums<V, I>& sum = sums[size_t((b * q.poses + p) * parts + from / kRows)];
+      reader.each(
+          Segments<T, V, I>(rows, shifted ? &phases : nullptr, pose, from, to),
+          [&](const Segment<T, V>& s, const Block<Interpolation, T, V>& block, const Values<T, V, numbers>& v) {
+            const int64_t at = (s.row * rows.grid.columns() + s.first) * numbers;
+            const T* in = static_cast<const T*>(images) + start + at;
+            T* out = grad_image == nullptr ? nullptr : grad_image + at;
+            const int n = s.count;
+            const Complex<T> c = s.phase;
+            alignas(64) T gr[kBlock], gi[kBlock];  // the image, shifted back
+            T torque = 0, twist = 0;
+            const T first = T(s.first);
+            if (real) {
+              std::memcpy(gr, in, size_t(n) * sizeof(T));
+              if (out != nullptr) std::memcpy(out, v.value, size_t(n) * sizeof(T));
+            } else {
+              const T *xr = phases.re() + s.first, *xi = phases.im() + s.first;
+#pragma omp simd reduction(+ : torque, twist)
+              for (int u = 0; u < n; ++u) {
+                const T re = shifted ? xr[u] * c.re - xi[u] * c.im : T(1);
+                const T im = shifted ? xr[u] * c.im + xi[u] * c.re : T(0);
+                gr[u] = in[2 * u] * re + in[2 * u + 1] * im;
+                gi[u] = in[2 * u + 1] * re - in[2 * u] * im;
+                const T turn = gr[u] * v.value[2 * u + 1] * block.sign[u] - gi[u] * v.value[2 * u];
+                torque += turn;
+                twist += turn * (first + T(u));
+              }
+              if (out != nullptr) {
+#pragma omp simd
+                for (int u = 0; u < n; ++u) {
+                  const T re = shifted ? xr[u] * c.re - xi[u] * c.im : T(1);
+                  const T im = shifted ? xr[u] * c.im + xi[u] * c.re : T(0);
+                  const T a = v.value[2 * u], d = v.value[2 * u + 1] * block.sign[u];
+                  out[2 * u] = a * re - d * im;
+                  out[2 * u + 1] = a * im + d * re;
+                }
+              }
+            }
+            int64_t k[2];
+            rows.frequencies(s.row, k);
+            sum.shift[0] += twist;
+            for (int i = 1; i < I; ++i) sum.shift[i] += double(torque) * double(k[i - 1]);
+            if (grad_rotations == nullptr) return;
+            for (int a = 0; a < V; ++a) {
+              const T* d = v.derivative[a];
+              T force = 0, lever = 0;
+#pragma omp simd reduction(+ : force, lever)
+              for (int u = 0; u < n; ++u) {
+                const T f = real ? gr[u] * d[u] * block.sign[u]
+                                 : gr[u] * d[numbers * u] * block.sign[u] + gi[u] * d[numbers * u + numbers - 1];
+                force += f;
+                lever += f * (first + T(u));
+              }
+              sum.matrix[a][0] += lever;
+              for (int i = 1; i < I; ++i) sum.matrix[a][i] += double(force) * double(k[i - 1]);
+            }
+          });
+    };
+  });
+  const double turn = 2 * 3.14159265358979323846;
+  const auto add = [&](void* to, const int64_t (&strides)[2], int64_t entries, auto value) {
+    if (to == nullptr) return;
+    const bool shared = strides[0] == 0;
+    for (int64_t p = 0; p < q.poses; ++p)
+      for (int64_t e = 0; e < entries; ++e) {
+        double total = 0;
+        for (int64_t b = 0; b < q.batch; ++b) {
+          if (!shared) total = 0;
+          for (int64_t i = 0; i < parts; ++i) total += value(sums[size_t((b * q.poses + p) * parts + i)], e);
+          static_cast<T*>(to)[b * strides[0] + p * strides[1] + e] = T(total);
+        }
+      }
+  };
+  add(grad_rotations, q.rotation_strides, V * V, [&](const PoseSums<V, I>& s, int64_t e) {
+    return e % V < I ? q.oversampling * s.matrix[e / V][e % V] : 0.0;
+  });
+  add(grad_shifts, q.shift_strides, I, [&](const PoseSums<V, I>& s, int64_t e) {
+    return turn / double(q.image_shape[e]) * s.shift[e];
+  });
+}
+
+template <class T>
+void roof(const Problem& q, const void* volumes, void* images, const Parallel& parallel) {
+  const Grid<3> grid = grid_of<3>(q.volume_shape);
+  const Rows<2> rows(grid_of<2>(q.image_shape), q.cutoff);
+  const int64_t plane = grid.columns() * grid.shape[1] * 2;
+  each_task(q, rows.count(), parallel, [&] {
+    return [&](int64_t b, int64_t p, int64_t from, int64_t to) {
+      const T* volume = static_cast<const T*>(volumes) + b * q.volume_stride * 2;
+      T* image = static_cast<T*>(images) + (b * q.image_strides[0] + p * q.image_strides[1]) * 2;
+      const Pose<T, 3, 2> pose(Poses<T>{q}.rotation(b, p), q.oversampling);
+      Segments<T, 3, 2> segments(rows, nullptr, pose, from, to);
+      Block<Linear, T, 3> block;
+      for (Segment<T, 3> s; segments.next(s);) {
+        T* out = image + (s.row * rows.grid.columns() + s.first) * 2;
+        block.template locate<false>(grid, s);
+        for (int u = 0; u < s.count; ++u) {
+          const T* at = volume + 2 * int64_t(block.first[u]);
+          const T *z0 = at + plane * block.plane[0][u], *z1 = at + plane * block.plane[1][u];
+          const int64_t y0 = 2 * int64_t(block.line[0][u]), y1 = 2 * int64_t(block.line[1][u]);
+          using P = Pack<T, 4>;
+          const P sum = (load<P>(z0 + y0) + load<P>(z0 + y1)) + (load<P>(z1 + y0) + load<P>(z1 + y1));
+          out[2 * u] = sum[0];
+          out[2 * u + 1] = sum[1];
+        }
+      }
+    };
+  });
+}
+
+}  // namespace LEVEL
+}  // namespace torch_projectors
