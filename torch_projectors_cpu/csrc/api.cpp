@@ -155,8 +155,8 @@ const Kernels& kernels() {
 // Threads.
 
 constexpr int64_t kMostThreads = 1024;
-// Nanoseconds, roughly, below which other threads cost more than they bring.
-constexpr double kWorthThreads = 20000;
+// Work, in nanoseconds or so, that pays for a thread that waits for it, and for one that must be started.
+constexpr double kPaysForPool = 40000, kPaysForThread = 100000;
 
 // The body of a parallel loop, from which no exception escapes into a thread, and of which no part may be left out.
 struct Body {
@@ -182,13 +182,16 @@ struct Team {
   torch_projectors_runner runner;
   void* pool;
   int64_t threads;  // 0: as many as there are cores
-  bool serial;
+  double work;
 };
 
 // Threads that live no longer than the call: nothing that a fork would lose.
-void run_on_threads(int64_t threads, int64_t n, Body& body) {
+void run_on_threads(const Team& team, int64_t n, Body& body) {
+  int64_t threads = team.threads;
   if (threads == 0) threads = int64_t(std::thread::hardware_concurrency());
-  threads = threads < 1 ? 1 : threads < kMostThreads ? threads : kMostThreads;
+  const double paid = 1 + team.work / kPaysForThread;
+  const int64_t most = paid < double(kMostThreads) ? int64_t(paid) : kMostThreads;
+  threads = threads < 1 ? 1 : threads < most ? threads : most;
   const int64_t count = threads < n ? threads : n;
   const auto limit = [&](int64_t i) { return n / count * i + (i < n % count ? i : n % count); };
   std::vector<std::thread> started;
@@ -210,12 +213,12 @@ void run_on_team(void* pool, int64_t n, torch_projectors_body work, void* contex
   const Team& team = *static_cast<const Team*>(pool);
   if (n <= 0) return;
   Body body{work, context, {}, {}, {}};
-  if (n == 1 || team.serial)
+  if (n == 1 || team.work < kPaysForPool)
     Body::run(&body, 0, n);
   else if (team.runner != nullptr)
     team.runner(team.pool, n, Body::run, &body);
   else
-    run_on_threads(team.threads, n, body);
+    run_on_threads(team, n, body);
   if (body.error) std::rethrow_exception(body.error);
   if (body.covered != n) throw std::runtime_error("the runner did not cover the whole range once");
 }
@@ -325,11 +328,10 @@ struct Call {
     if (q->shifts != nullptr) add("shifts", q->shifts, shifts, false, true);
 
     const int taps[] = {1, v == 3 ? 8 : 4, 0, v == 3 ? 64 : 16};
-    const double work = double(q->batch) * double(q->poses) * double(image_size) * (5 + taps[q->interpolation] / 2.0);
     team.runner = q->runner;
     team.pool = q->pool;
     team.threads = q->threads;
-    team.serial = work < kWorthThreads;
+    team.work = double(q->batch) * double(q->poses) * double(image_size) * (5 + taps[q->interpolation] / 2.0);
     parallel = {run_on_team, &team};
   }
 

@@ -116,13 +116,64 @@ struct Reader {
     if (V == 3) X::sum(along_z * x, to.derivative[V - 1] + numbers * u);
   }
 
+  // Sums of a sample at p on both sides of x = 0, if all of its taps are in the band: most of those that are not inside.
+  bool across(const T (&p)[V], T (&sums)[V + 1][numbers]) const {
+    int64_t here[V][taps], there[V][taps];  // of a tap, and of its mate
+    T w[V][taps], s[V][taps];
+    int64_t stride = grid.columns() * numbers, start = 0;
+    for (int a = 0; a < V; ++a) {
+      const int64_t half = grid.shape[a] / 2;
+      const T f = std::floor(p[a] + T(Interpolation::rounding)), t = p[a] - f;
+      if (!(f + T(Interpolation::first) >= T(-half) && f + T(Interpolation::first + taps - 1) <= T(half))) return false;
+      const int64_t first = int64_t(f) + Interpolation::first;
+      if (a == 0) start = first;
+      for (int i = 0; i < taps; ++i) {
+        const int64_t k = first + i;
+        if (a > 0) {
+          here[a][i] = (k < 0 ? k + grid.shape[a] : k) * stride;
+          there[a][i] = (k > 0 ? grid.shape[a] - k : -k) * stride;
+        }
+        const T along = weight<Interpolation>(i, t);
+        w[a][i] = tap_weight(along);
+        if (slopes) s[a][i] = tap_slope(slope<Interpolation>(i, t), along);
+      }
+      if (a > 0) stride *= grid.shape[a];
+    }
+    T columns[slopes ? V : 1][taps][numbers] = {};  // interpolated along all axes but x, and with a slope along one
+    for (int z = 0; z < (V == 3 ? taps : 1); ++z)
+      for (int y = 0; y < taps; ++y) {
+        const T* right = volume + here[1][y] + (V == 3 ? here[V - 1][z] : 0);
+        const T* left = volume + there[1][y] + (V == 3 ? there[V - 1][z] : 0);
+        const T wz = V == 3 ? w[V - 1][z] : T(1);
+        for (int x = 0; x < taps; ++x) {
+          const int64_t k = start + x;
+          const T* at = k < 0 ? left - k * numbers : right + k * numbers;
+          for (int c = 0; c < numbers; ++c) {
+            const T value = c == 1 && k < 0 ? -at[c] : at[c];
+            columns[0][x][c] += wz * w[1][y] * value;
+            if (!slopes) continue;
+            columns[1][x][c] += wz * s[1][y] * value;
+            if (V == 3) columns[V - 1][x][c] += s[V - 1][z] * w[1][y] * value;
+          }
+        }
+      }
+    for (int x = 0; x < taps; ++x)
+      for (int c = 0; c < numbers; ++c) {
+        sums[0][c] += w[0][x] * columns[0][x][c];
+        if (!slopes) continue;
+        sums[1][c] += s[0][x] * columns[0][x][c];
+        for (int a = 1; a < V; ++a) sums[a + 1][c] += w[0][x] * columns[a][x][c];
+      }
+    return true;
+  }
+
   // A sample whose taps may be mirrored or out of the band. The block's sign mirrors results back, so they are mirrored.
   void anywhere(const Segment<T, V>& segment, const Block<Interpolation, T, V>& b, int u,
                 Values<T, V, numbers>& to) const {
     T p[V], sums[V + 1][numbers] = {};
     segment.position(u, p);
     const T sign = b.sign[u];
-    const bool finite = each_tap<Interpolation>(
+    const bool finite = across(p, sums) || each_tap<Interpolation>(
         grid, p, [&](int64_t offset, bool mirrored, const T (&w)[V], const T (&s)[V]) {
           T value[numbers];
           for (int c = 0; c < numbers; ++c) value[c] = volume[offset * numbers + c];
@@ -191,6 +242,20 @@ inline void each_task(const Problem& q, int64_t rows, const Parallel& parallel, 
   });
 }
 
+// Values, mirrored back, times the phases of their places in the image.
+template <class T, int V, int I>
+void shift(const T* values, const T* sign, const Phases<T, I>& phases, const Segment<T, V>& s, T* out) {
+  const T *xr = phases.re() + s.first, *xi = phases.im() + s.first;
+  const Complex<T> c = s.phase;
+#pragma omp simd
+  for (int u = 0; u < s.count; ++u) {
+    const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
+    const T a = values[2 * u], d = values[2 * u + 1] * sign[u];
+    out[2 * u] = a * re - d * im;
+    out[2 * u + 1] = a * im + d * re;
+  }
+}
+
 // Zeros where an image has no samples.
 template <class T, int I, int numbers>
 void clear_beyond(const Rows<I>& rows, int64_t from, int64_t to, T* image) {
@@ -221,7 +286,6 @@ void project(const Problem& q, const void* volumes, void* images, const Parallel
       reader.each(Segments<T, V, I>(rows, shifted ? &phases : nullptr, pose, from, to),
                   [&](const Segment<T, V>& s, const Block<Interpolation, T, V>& block, const Values<T, V, numbers>& v) {
                     T* out = image + (s.row * rows.grid.columns() + s.first) * numbers;
-                    const Complex<T> c = s.phase;
                     if (real) {
                       std::memcpy(out, v.value, size_t(s.count) * sizeof(T));
                     } else if (!shifted) {
@@ -231,14 +295,7 @@ void project(const Problem& q, const void* volumes, void* images, const Parallel
                         out[2 * u + 1] = v.value[2 * u + 1] * block.sign[u];
                       }
                     } else {
-                      const T *xr = phases.re() + s.first, *xi = phases.im() + s.first;
-#pragma omp simd
-                      for (int u = 0; u < s.count; ++u) {
-                        const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
-                        const T a = v.value[2 * u], d = v.value[2 * u + 1] * block.sign[u];
-                        out[2 * u] = a * re - d * im;
-                        out[2 * u + 1] = a * im + d * re;
-                      }
+                      shift(v.value, block.sign, phases, s, out);
                     }
                   });
     };
@@ -292,24 +349,14 @@ void gradients(const Problem& q, const void* volumes, const void* images, void* 
               const T *xr = phases.re() + s.first, *xi = phases.im() + s.first;
 #pragma omp simd reduction(+ : torque, twist)
               for (int u = 0; u < n; ++u) {
-                const T re = shifted ? xr[u] * c.re - xi[u] * c.im : T(1);
-                const T im = shifted ? xr[u] * c.im + xi[u] * c.re : T(0);
+                const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
                 gr[u] = in[2 * u] * re + in[2 * u + 1] * im;
                 gi[u] = in[2 * u + 1] * re - in[2 * u] * im;
                 const T turn = gr[u] * v.value[2 * u + 1] * block.sign[u] - gi[u] * v.value[2 * u];
                 torque += turn;
                 twist += turn * (first + T(u));
               }
-              if (out != nullptr) {
-#pragma omp simd
-                for (int u = 0; u < n; ++u) {
-                  const T re = shifted ? xr[u] * c.re - xi[u] * c.im : T(1);
-                  const T im = shifted ? xr[u] * c.im + xi[u] * c.re : T(0);
-                  const T a = v.value[2 * u], d = v.value[2 * u + 1] * block.sign[u];
-                  out[2 * u] = a * re - d * im;
-                  out[2 * u + 1] = a * im + d * re;
-                }
-              }
+              if (out != nullptr) shift(v.value, block.sign, phases, s, out);
             }
             int64_t k[2];
             rows.frequencies(s.row, k);

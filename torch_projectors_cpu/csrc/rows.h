@@ -72,13 +72,13 @@ class Phases {
  public:
   explicit Phases(const Grid<D>& grid) : grid_(grid) {
     for (int a = 0; a < D; ++a) {
-      re_[a].resize(size_t(grid.shape[a] / 2 + 1));
+      re_[a].resize(size_t(grid.shape[a] / 2 + 1), T(1));
       im_[a].resize(re_[a].size());
     }
   }
 
   void set(const T* shift) {
-    if (shift == nullptr) return;
+    if (shift == nullptr) return;  // 1, as at first
     for (int a = 0; a < D; ++a) fill(-2 * kPi * double(shift[a]) / double(grid_.shape[a]), re_[a], im_[a]);
   }
 

@@ -238,8 +238,7 @@ void backproject(const Problem& q, const void* images, const void* weights, void
           const T *xr = phases.re() + s.first, *xi = phases.im() + s.first;
 #pragma omp simd
           for (int u = all.from; u < all.to; ++u) {
-            const T re = shifted ? xr[u] * c.re - xi[u] * c.im : T(1);
-            const T im = shifted ? xr[u] * c.im + xi[u] * c.re : T(0);
+            const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
             values[numbers * u] = in[2 * u] * re + in[2 * u + 1] * im;
             values[numbers * u + numbers - 1] = (in[2 * u + 1] * re - in[2 * u] * im) * block.sign[u];
           }

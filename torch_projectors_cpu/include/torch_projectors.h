@@ -182,8 +182,7 @@ Gradients project_gradients(const Tensor& volume, const Tensor& images, const Te
 
 // Derivatives of L, by the op that does no more than is needed; undefined where they are not.
 inline Gradients gradients(const Tensor& volume, const Tensor& images, const Tensor& rotations, const Tensor& shifts,
-                           const Geometry& g, Needs need) {
-  need[3] = need[3] && shifts.defined();
+                           const Geometry& g, const Needs& need) {
   const bool pose = need[2] || need[3];
   if (!need[0] && !need[1] && !pose) return {};
   if (!need[1] && !pose) return {std::get<0>(backproject(images, {}, rotations, shifts, g, false))};
@@ -352,13 +351,14 @@ inline Shape real_shape(IntArrayRef stored) {
 inline void check_spectrum(const char* name, const Tensor& x) {
   TORCH_CHECK(x.defined(), name, ": expected a tensor, got an undefined one");
   TORCH_CHECK(x.scalar_type() == at::kComplexFloat || x.scalar_type() == at::kComplexDouble, name,
-              ": expected a half spectrum, ComplexFloat or ComplexDouble, got ", x.scalar_type(), " of shape ", x.sizes());
+              ": expected a half spectrum, ComplexFloat or ComplexDouble, got ", x.scalar_type(), " of shape ",
+              x.sizes());
 }
 
 inline void check_pose(const char* name, const Tensor& x, const Tensor& data) {
   TORCH_CHECK(x.defined(), name, ": expected a tensor, got an undefined one");
-  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, name,
-              ": expected Float or Double, got ", x.scalar_type(), " of shape ", x.sizes());
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, name, ": expected Float or Double, got ",
+              x.scalar_type(), " of shape ", x.sizes());
   TORCH_CHECK(x.device() == data.device(), name, ": expected a tensor on ", data.device(),
               ", where the data is, got one on ", x.device());
   // Values on other devices would have to be waited for. 0 * x is 0 unless something is not finite.

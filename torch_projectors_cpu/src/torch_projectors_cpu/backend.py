@@ -22,6 +22,7 @@ def torch_projectors_backend() -> dict[str, Any]:
 
 @hookimpl
 def torch_projectors_register(torch_version: tuple[int, int]) -> None:
+    library.level()  # raises if it cannot be had
     if torch_version < (2, 10):  # it has no interface that stays the same from release to release
         from . import older_torch
 
