@@ -92,7 +92,8 @@ def poses(batch, count, dims, dtype=np.float64):
 
 # Large enough to be worth several threads.
 def large(**fields):
-    return problem((32, 32, 32), (32, 32), poses(1, 30, 3), **fields), normal(1, 32, 32, 17), normal(1, 30, 32, 17)
+    q = problem((32, 32, 32), (32, 32), poses(1, 120, 3), **fields)
+    return q, normal(1, 32, 32, 17), normal(1, 120, 32, 17)
 """
 
 

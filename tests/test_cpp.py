@@ -257,7 +257,38 @@ def test_the_header_has_the_values_and_derivatives_of_python(header, case, gradi
     same(with_derivatives(header, *arguments), expected)
 
 
-@pytest.mark.parametrize(("lead", "turned", "moved"), LEADING, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_one_gradient_at_a_time_is_that_of_python(header, weighted, shifted):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape, dtype=torch.float64):
+        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
+
+    volume, images = [normal(*shape, 4, dtype=torch.complex128) for shape in ((6, 6), (2, 6))]
+    weights = (
+        torch.rand(2, 6, 4, generator=generator, dtype=torch.float64).requires_grad_() if weighted else None
+    )
+    rotations, shifts = normal(2, 3, 3), normal(2, 2) if shifted else None
+
+    def gradients(functions):
+        results = functions.backward_project(images, rotations, shifts, weights=weights)
+        results = results if weighted else (results,)
+        inserted = sum(x.abs().square().sum() for x in results)
+        seen = functions.forward_project(volume, rotations, shifts).abs().square().sum()
+        pairs = [(seen, (volume, rotations, shifts)), (inserted, (images, weights, rotations, shifts))]
+        return [
+            torch.autograd.grad(loss, leaf, retain_graph=True)[0]
+            for loss, leaves in pairs
+            for leaf in leaves
+            if leaf is not None
+        ]
+
+    same(gradients(header), gradients(python))
+
+
+# The last takes dimensions round, which is not undone by doing it again.
+@pytest.mark.parametrize(("lead", "turned", "moved"), [*LEADING, ((2,), (3, 4, 1, 2), (2,))], ids=str)
 def test_leading_dimensions_broadcast_in_the_header_as_in_python(header, lead, turned, moved):
     generator = torch.Generator().manual_seed(0)
 
@@ -433,7 +464,7 @@ WRONG = [
         {"weights": torch.full((2, 6, 4), torch.nan)},
         "weights: expected values >= 0, got",
     ),
-    ("backward_project", {"oversampling": 1e300}, "volume_shape: expected from 1 to 2^30"),
+    ("backward_project", {"oversampling": 1e300}, ""),  # left to whatever serves the op
 ]
 
 
@@ -486,7 +517,8 @@ header.load("nowhere.so")  # there is nothing to load
 assert project().shape == (4, 3)
 if core == "with":
     assert torch_projectors.backends()["cpu"].status == "loaded"
-    assert all(result.passed for result in torch_projectors.verify(["cpu"]))
+    ones = torch.ones(4, 4, 3, dtype=torch.complex64)
+    assert torch.equal(torch_projectors.forward_project(ones, torch.eye(3)), project())
 """
 
 
@@ -496,8 +528,6 @@ def test_the_library_is_loaded_and_registered_once_with_and_without_the_python_p
 ):
     from torch_projectors_cpu import library_path
 
+    command = [sys.executable, "-c", textwrap.dedent(LOADING), module, str(library_path()), core]
     # torch says when a kernel or an op is registered again.
-    output = run(
-        [sys.executable, "-c", textwrap.dedent(LOADING), module, str(library_path()), core], tmp_path
-    )
-    assert output == ""
+    assert run(command, tmp_path, TORCH_PROJECTORS_DISABLE="") == ""

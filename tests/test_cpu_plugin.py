@@ -30,6 +30,11 @@ from torch_projectors.geometry import INTERPOLATION_CODES
 INSTALLED = "cpu" in plugins._backends
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="torch-projectors-cpu is not installed")
 
+# What older releases of torch lack: its stable C interface.
+stable_interface = pytest.mark.skipif(
+    plugins.torch_version() < (2, 10), reason="torch before 2.10 gets the kernels by ctypes"
+)
+
 LEVELS = ("baseline", "avx2", "avx512")
 
 # Large enough to be worth several threads.
@@ -146,6 +151,7 @@ def test_results_are_the_same_to_the_last_bit_for_any_number_of_threads(case, th
         assert identical(outputs(case), expected), f"{n} threads"
 
 
+@stable_interface
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").is_dir(), reason="needs /proc to count threads")
 def test_torch_sets_the_number_of_threads():
     program = """
@@ -425,6 +431,7 @@ def test_the_way_of_older_torch_gives_the_same_results_and_messages(tmp_path):
     }
 
 
+@stable_interface
 @pytest.mark.parametrize("define_schemas", [0, 1])
 def test_registering_again_changes_nothing(define_schemas):
     from torch_projectors_cpu import library
@@ -435,6 +442,7 @@ def test_registering_again_changes_nothing(define_schemas):
         assert identical(outputs(LARGE[1]), before)
 
 
+@stable_interface
 def test_a_program_without_the_python_core_gets_the_same_ops(tmp_path):
     program = """
     import sys
