@@ -422,7 +422,7 @@ def test_the_way_of_older_torch_gives_the_same_results_and_messages(tmp_path):
     torch.save((results, {name: wrong_call(name) for name in WRONG if name != "size"}), sys.argv[1])
     """
     run(program, str(tmp_path / "results"), TORCH_PROJECTORS_DISABLE="cpu")
-    results, messages = torch.load(tmp_path / "results")
+    results, messages = torch.load(tmp_path / "results", weights_only=True)
     expected = [outputs(case) for case in [*LARGE, *CASES] if case.shift_batch is not None]
     assert all(identical(r, e) for r, e in zip(results, expected))
     dtypes = {"dtype"}  # printed by name and by number
@@ -453,7 +453,7 @@ def test_a_program_without_the_python_core_gets_the_same_ops(tmp_path):
     for _ in range(2):
         assert library.load().torch_projectors_cpu_register(1) == 0, library.message()
     assert "torch_projectors" not in sys.modules
-    arguments = torch.load(sys.argv[1])
+    arguments = torch.load(sys.argv[1], weights_only=True)
     torch.save(torch.ops.torch_projectors.forward_project(*arguments), sys.argv[1])
     for name in ("forward_project", "backward_project", "project_gradients"):
         print(getattr(torch.ops.torch_projectors, name).default._schema)
@@ -466,7 +466,7 @@ def test_a_program_without_the_python_core_gets_the_same_ops(tmp_path):
     assert schemas.splitlines() == [
         f"torch_projectors::{name}{schema}" for name, schema in ops.SCHEMAS.items()
     ]
-    images = torch.load(tmp_path / "tensors")
+    images = torch.load(tmp_path / "tensors", weights_only=True)
     assert torch.equal(images, torch.ops.torch_projectors.forward_project(*arguments))
 
 
