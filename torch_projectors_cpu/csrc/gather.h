@@ -286,17 +286,10 @@ void project(const Problem& q, const void* volumes, void* images, const Parallel
       reader.each(Segments<T, V, I>(rows, shifted ? &phases : nullptr, pose, from, to),
                   [&](const Segment<T, V>& s, const Block<Interpolation, T, V>& block, const Values<T, V, numbers>& v) {
                     T* out = image + (s.row * rows.grid.columns() + s.first) * numbers;
-                    if (real) {
+                    if (real)
                       std::memcpy(out, v.value, size_t(s.count) * sizeof(T));
-                    } else if (!shifted) {
-#pragma omp simd
-                      for (int u = 0; u < s.count; ++u) {
-                        out[2 * u] = v.value[2 * u];
-                        out[2 * u + 1] = v.value[2 * u + 1] * block.sign[u];
-                      }
-                    } else {
+                    else
                       shift(v.value, block.sign, phases, s, out);
-                    }
                   });
     };
   });

@@ -9,8 +9,7 @@
 namespace torch_projectors {
 namespace LEVEL {
 
-constexpr int kSlabs = 64;     // ranges of about equal load, which threads divide among each other
-constexpr int kInterleave = 8; // neighbours overlap in memory: a store is not read back at once
+constexpr int kSlabs = 64;  // ranges of about equal load, which threads divide among each other
 
 template <class Interpolation, class T, int V, bool real>
 struct Writer {
@@ -138,16 +137,14 @@ struct Writer {
   template <bool weighted>
   void write(const Block<Interpolation, T, V>& b, const Segment<T, V>& s, int from, int to, const T* values,
              const T* sample_weights) const {
-    for (int i = 0; i < kInterleave; ++i) {
-      for (int u = from + ((i - from) & (kInterleave - 1)); u < to; u += kInterleave) {
-        const T weight = weighted ? sample_weights[u] : T(0);
-        if (b.inside[u]) {
-          inside<weighted>(b, u, values + numbers * u, weight);
-        } else {
-          T p[V];
-          s.position(u, p);
-          anywhere(p, values + numbers * u, weight, b.sign[u]);
-        }
+    for (int u = from; u < to; ++u) {
+      const T weight = weighted ? sample_weights[u] : T(0);
+      if (b.inside[u]) {
+        inside<weighted>(b, u, values + numbers * u, weight);
+      } else {
+        T p[V];
+        s.position(u, p);
+        anywhere(p, values + numbers * u, weight, b.sign[u]);
       }
     }
   }
