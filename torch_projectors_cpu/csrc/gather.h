@@ -63,36 +63,32 @@ struct Reader {
 
   Grid<V> grid;
   const T* volume;
-  int64_t plane_size;
-
-  Reader(const Grid<V>& grid, const void* volume)
-      : grid(grid), volume(static_cast<const T*>(volume)), plane_size(grid.columns() * grid.shape[1] * numbers) {}
 
   static T tap_weight(T w) { return real ? magnitude(w) : w; }
 
   static T tap_slope(T s, T w) { return real ? (w < 0 ? -s : w > 0 ? s : T(0)) : s; }
 
   // Along y, and with slopes; one plane.
-  void plane(const Block<Interpolation, T, V>& b, const T* from, int u, P& sum, P& slope) const {
-    sum = load<P>(from + numbers * int64_t(b.line[0][u])) * tap_weight(b.weight[1][0][u]);
-    for (int i = 1; i < taps; ++i)
-      sum = load<P>(from + numbers * int64_t(b.line[i][u])) * tap_weight(b.weight[1][i][u]) + sum;
-    if (!slopes) return;
-    slope = load<P>(from + numbers * int64_t(b.line[0][u])) * tap_slope(b.slope[1][0][u], b.weight[1][0][u]);
-    for (int i = 1; i < taps; ++i)
-      slope = load<P>(from + numbers * int64_t(b.line[i][u])) * tap_slope(b.slope[1][i][u], b.weight[1][i][u]) + slope;
+  void plane(const Block<Interpolation, T, V>& b, int z, int u, P& sum, P& slope) const {
+    for (int i = 0; i < taps; ++i) {
+      const P line = load<P>(volume + numbers * int64_t(b.offset[z * taps + i][u]));
+      const T w = b.weight[1][i][u];
+      sum = i == 0 ? line * tap_weight(w) : line * tap_weight(w) + sum;
+      if (!slopes) continue;
+      const T s = tap_slope(b.slope[1][i][u], w);
+      slope = i == 0 ? line * s : line * s + slope;
+    }
   }
 
   void inside(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
     P sum, along_y, along_z{};
-    const T* from = volume + numbers * int64_t(b.first[u]);
     if (V == 2) {
-      plane(b, from, u, sum, along_y);
+      plane(b, 0, u, sum, along_y);
     } else {
       sum = along_y = P{};
       for (int i = 0; i < taps; ++i) {
         P s, d;
-        plane(b, from + plane_size * b.plane[i][u], u, s, d);
+        plane(b, i, u, s, d);
         const T w = b.weight[V - 1][i][u];
         sum = s * tap_weight(w) + sum;
         if (slopes) {
@@ -168,10 +164,9 @@ struct Reader {
   }
 
   // A sample whose taps may be mirrored or out of the band. The block's sign mirrors results back, so they are mirrored.
-  void anywhere(const Segment<T, V>& segment, const Block<Interpolation, T, V>& b, int u,
-                Values<T, V, numbers>& to) const {
+  void anywhere(const Row<T, V>& row, const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
     T p[V], sums[V + 1][numbers] = {};
-    segment.position(u, p);
+    for (int a = 0; a < V; ++a) p[a] = row.position(a, b.first + u);
     const T sign = b.sign[u];
     const bool finite = across(p, sums) || each_tap<Interpolation>(
         grid, p, [&](int64_t offset, bool mirrored, const T (&w)[V], const T (&s)[V]) {
@@ -195,62 +190,52 @@ struct Reader {
     }
   }
 
-  // Visits segments in order, each with its block and values.
+  // Calls visit(row, block, values) for all samples of some rows, in order.
   template <int I, class Visit>
-  void each(Segments<T, V, I> segments, const Visit& visit) const {
+  void each(const View<T, V, I>& view, int64_t from, int64_t to, const Visit& visit) const {
     Block<Interpolation, T, V> b;
     Values<T, V, numbers> values;
-    for (Segment<T, V> s; segments.next(s);) {
-      b.template locate<slopes>(grid, s);
-      if (b.all_inside) {
-        for (int u = 0; u < s.count; ++u) inside(b, u, values);
-      } else {
-        for (int u = 0; u < s.count; ++u) b.inside[u] ? inside(b, u, values) : anywhere(s, b, u, values);
+    for (int64_t index = from; index < to; ++index) {
+      const Row<T, V> row = view.row(index);
+      for (b.first = 0; b.first < row.count; b.first += kBlock) {
+        b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
+        b.template locate<slopes>(grid, row, 0, b.count);
+        if (b.all_inside) {
+          for (int u = 0; u < b.count; ++u) inside(b, u, values);
+        } else {
+          for (int u = 0; u < b.count; ++u) b.inside[u] ? inside(b, u, values) : anywhere(row, b, u, values);
+        }
+        visit(row, b, values);
       }
-      visit(s, b, values);
     }
   }
 };
 
 constexpr int64_t kRows = 16;  // a task: neighbours share cache lines, and threads share the load
 
-template <class T>
-struct Poses {
-  const Problem& q;
-
-  const T* rotation(int64_t b, int64_t p) const {
-    return static_cast<const T*>(q.rotations) + b * q.rotation_strides[0] + p * q.rotation_strides[1];
-  }
-
-  const T* shift(int64_t b, int64_t p) const {
-    if (q.shifts == nullptr) return nullptr;
-    return static_cast<const T*>(q.shifts) + b * q.shift_strides[0] + p * q.shift_strides[1];
-  }
-};
-
-// Runs work(b, p, first row, last row) over all images, tasks taken as threads get free; `start` makes what a thread needs.
-template <class Start>
-inline void each_task(const Problem& q, int64_t rows, const Parallel& parallel, const Start& start) {
-  const int64_t parts = (rows + kRows - 1) / kRows, tasks = q.batch * q.poses * parts;
+// Calls work(view, first row, last row) on the rows of all images: tasks, which threads take as they get free.
+template <class T, int V, int I, class Work>
+inline void each_task(const Problem& q, const Rows<I>& rows, const Parallel& parallel, const Work& work) {
+  const int64_t parts = (rows.count() + kRows - 1) / kRows, tasks = q.batch * q.poses * parts;
   std::atomic<int64_t> next{0};
   parallel(tasks, [&](int64_t, int64_t) {
-    auto work = start();
+    View<T, V, I> view(q, rows);
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       const int64_t image = i / parts, from = i % parts * kRows;
-      work(image / q.poses, image % q.poses, from, from + kRows < rows ? from + kRows : rows);
+      view.set(image / q.poses, image % q.poses);
+      work(view, from, from + kRows < rows.count() ? from + kRows : rows.count());
     }
   });
 }
 
 // Values, mirrored back, times the phases of their places in the image.
-template <class T, int V, int I>
-void shift(const T* values, const T* sign, const Phases<T, I>& phases, const Segment<T, V>& s, T* out) {
-  const T *xr = phases.re() + s.first, *xi = phases.im() + s.first;
-  const Complex<T> c = s.phase;
+template <class B, class T, int I>
+void shift(const B& b, const T* values, const Phases<T, I>& phases, Complex<T> c, T* out) {
+  const T *xr = phases.re() + b.first, *xi = phases.im() + b.first;
 #pragma omp simd
-  for (int u = 0; u < s.count; ++u) {
+  for (int u = 0; u < b.count; ++u) {
     const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
-    const T a = values[2 * u], d = values[2 * u + 1] * sign[u];
+    const T a = values[2 * u], d = values[2 * u + 1] * b.sign[u];
     out[2 * u] = a * re - d * im;
     out[2 * u + 1] = a * im + d * re;
   }
@@ -271,27 +256,18 @@ void project(const Problem& q, const void* volumes, void* images, const Parallel
   constexpr int numbers = real ? 1 : 2;
   const Grid<V> grid = grid_of<V>(q.volume_shape);
   const Rows<I> rows(grid_of<I>(q.image_shape), q.cutoff);
-  const bool shifted = !real && q.shifts != nullptr;
-  each_task(q, rows.count(), parallel, [&] {
-    return [&, phases = Phases<T, I>(rows.grid), last = int64_t(-1)](int64_t b, int64_t p, int64_t from,
-                                                                     int64_t to) mutable {
-      const Poses<T> poses{q};
-      if (shifted && last != b * q.poses + p) phases.set(poses.shift(b, p));
-      last = b * q.poses + p;
-      const Pose<T, V, I> pose(poses.rotation(b, p), q.oversampling);
-      const Reader<Interpolation, T, V, real, false> reader(
-          grid, static_cast<const T*>(volumes) + b * q.volume_stride * numbers);
-      T* image = static_cast<T*>(images) + (b * q.image_strides[0] + p * q.image_strides[1]) * numbers;
-      clear_beyond<T, I, numbers>(rows, from, to, image);
-      reader.each(Segments<T, V, I>(rows, shifted ? &phases : nullptr, pose, from, to),
-                  [&](const Segment<T, V>& s, const Block<Interpolation, T, V>& block, const Values<T, V, numbers>& v) {
-                    T* out = image + (s.row * rows.grid.columns() + s.first) * numbers;
-                    if (real)
-                      std::memcpy(out, v.value, size_t(s.count) * sizeof(T));
-                    else
-                      shift(v.value, block.sign, phases, s, out);
-                  });
-    };
+  each_task<T, V, I>(q, rows, parallel, [&](const View<T, V, I>& view, int64_t from, int64_t to) {
+    const Reader<Interpolation, T, V, real, false> reader{
+        grid, static_cast<const T*>(volumes) + view.start_of_volume() * numbers};
+    T* image = static_cast<T*>(images) + view.start() * numbers;
+    clear_beyond<T, I, numbers>(rows, from, to, image);
+    reader.each(view, from, to, [&](const auto& row, const auto& b, const auto& v) {
+      T* out = image + (row.index * rows.grid.columns() + b.first) * numbers;
+      if (real)
+        std::memcpy(out, v.value, size_t(b.count) * sizeof(T));
+      else
+        shift(b, v.value, view.phases, row.phase, out);
+    });
   });
 }
 
@@ -307,70 +283,57 @@ void gradients(const Problem& q, const void* volumes, const void* images, void* 
   constexpr int numbers = real ? 1 : 2;
   const Grid<V> grid = grid_of<V>(q.volume_shape);
   const Rows<I> rows(grid_of<I>(q.image_shape), q.cutoff);
-  const bool shifted = !real && q.shifts != nullptr;
   // Partial sums of fixed parts, added up in a fixed order: the same for any number of threads.
   const int64_t parts = (rows.count() + kRows - 1) / kRows;
   std::vector<PoseSums<V, I>> sums(size_t(q.batch * q.poses * parts));
-  each_task(q, rows.count(), parallel, [&] {
-    return [&, phases = Phases<T, I>(rows.grid), last = int64_t(-1)](int64_t b, int64_t p, int64_t from,
-                                                                     int64_t to) mutable {
-      const Poses<T> poses{q};
-      if (shifted && last != b * q.poses + p) phases.set(poses.shift(b, p));
-      last = b * q.poses + p;
-      const Pose<T, V, I> pose(poses.rotation(b, p), q.oversampling);
-      const Reader<Interpolation, T, V, real, true> reader(
-          grid, static_cast<const T*>(volumes) + b * q.volume_stride * numbers);
-      const int64_t start = (b * q.image_strides[0] + p * q.image_strides[1]) * numbers;
-      T* grad_image = grad_images == nullptr ? nullptr : static_cast<T*>(grad_images) + start;
-      if (grad_image != nullptr) clear_beyond<T, I, numbers>(rows, from, to, grad_image);
-      PoseSums<V, I>& sum = sums[size_t((b * q.poses + p) * parts + from / kRows)];
-      reader.each(
-          Segments<T, V, I>(rows, shifted ? &phases : nullptr, pose, from, to),
-          [&](const Segment<T, V>& s, const Block<Interpolation, T, V>& block, const Values<T, V, numbers>& v) {
-            const int64_t at = (s.row * rows.grid.columns() + s.first) * numbers;
-            const T* in = static_cast<const T*>(images) + start + at;
-            T* out = grad_image == nullptr ? nullptr : grad_image + at;
-            const int n = s.count;
-            const Complex<T> c = s.phase;
-            alignas(64) T gr[kBlock], gi[kBlock];  // the image, shifted back
-            T torque = 0, twist = 0;
-            const T first = T(s.first);
-            if (real) {
-              std::memcpy(gr, in, size_t(n) * sizeof(T));
-              if (out != nullptr) std::memcpy(out, v.value, size_t(n) * sizeof(T));
-            } else {
-              const T *xr = phases.re() + s.first, *xi = phases.im() + s.first;
+  each_task<T, V, I>(q, rows, parallel, [&](const View<T, V, I>& view, int64_t from, int64_t to) {
+    const Reader<Interpolation, T, V, real, true> reader{
+        grid, static_cast<const T*>(volumes) + view.start_of_volume() * numbers};
+    T* grad_image = grad_images == nullptr ? nullptr : static_cast<T*>(grad_images) + view.start() * numbers;
+    if (grad_image != nullptr) clear_beyond<T, I, numbers>(rows, from, to, grad_image);
+    PoseSums<V, I>& sum = sums[size_t(view.number() * parts + from / kRows)];
+    reader.each(view, from, to, [&](const auto& row, const auto& b, const auto& v) {
+      const int64_t at = (row.index * rows.grid.columns() + b.first) * numbers;
+      const T* in = static_cast<const T*>(images) + view.start() * numbers + at;
+      T* out = grad_image == nullptr ? nullptr : grad_image + at;
+      const int n = b.count;
+      const Complex<T> c = row.phase;
+      alignas(64) T gr[kBlock], gi[kBlock];  // the image, shifted back
+      T torque = 0, twist = 0;
+      const T first = T(b.first);
+      if (real) {
+        std::memcpy(gr, in, size_t(n) * sizeof(T));
+        if (out != nullptr) std::memcpy(out, v.value, size_t(n) * sizeof(T));
+      } else {
+        const T *xr = view.phases.re() + b.first, *xi = view.phases.im() + b.first;
 #pragma omp simd reduction(+ : torque, twist)
-              for (int u = 0; u < n; ++u) {
-                const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
-                gr[u] = in[2 * u] * re + in[2 * u + 1] * im;
-                gi[u] = in[2 * u + 1] * re - in[2 * u] * im;
-                const T turn = gr[u] * v.value[2 * u + 1] * block.sign[u] - gi[u] * v.value[2 * u];
-                torque += turn;
-                twist += turn * (first + T(u));
-              }
-              if (out != nullptr) shift(v.value, block.sign, phases, s, out);
-            }
-            int64_t k[2];
-            rows.frequencies(s.row, k);
-            sum.shift[0] += twist;
-            for (int i = 1; i < I; ++i) sum.shift[i] += double(torque) * double(k[i - 1]);
-            if (grad_rotations == nullptr) return;
-            for (int a = 0; a < V; ++a) {
-              const T* d = v.derivative[a];
-              T force = 0, lever = 0;
+        for (int u = 0; u < n; ++u) {
+          const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
+          gr[u] = in[2 * u] * re + in[2 * u + 1] * im;
+          gi[u] = in[2 * u + 1] * re - in[2 * u] * im;
+          const T turn = gr[u] * v.value[2 * u + 1] * b.sign[u] - gi[u] * v.value[2 * u];
+          torque += turn;
+          twist += turn * (first + T(u));
+        }
+        if (out != nullptr) shift(b, v.value, view.phases, c, out);
+      }
+      sum.shift[0] += twist;
+      for (int i = 1; i < I; ++i) sum.shift[i] += double(torque) * double(row.k[i - 1]);
+      if (grad_rotations == nullptr) return;
+      for (int a = 0; a < V; ++a) {
+        const T* d = v.derivative[a];
+        T force = 0, lever = 0;
 #pragma omp simd reduction(+ : force, lever)
-              for (int u = 0; u < n; ++u) {
-                const T f = real ? gr[u] * d[u] * block.sign[u]
-                                 : gr[u] * d[numbers * u] * block.sign[u] + gi[u] * d[numbers * u + numbers - 1];
-                force += f;
-                lever += f * (first + T(u));
-              }
-              sum.matrix[a][0] += lever;
-              for (int i = 1; i < I; ++i) sum.matrix[a][i] += double(force) * double(k[i - 1]);
-            }
-          });
-    };
+        for (int u = 0; u < n; ++u) {
+          const T f = real ? gr[u] * d[u] * b.sign[u]
+                           : gr[u] * d[numbers * u] * b.sign[u] + gi[u] * d[numbers * u + numbers - 1];
+          force += f;
+          lever += f * (first + T(u));
+        }
+        sum.matrix[a][0] += lever;
+        for (int i = 1; i < I; ++i) sum.matrix[a][i] += double(force) * double(row.k[i - 1]);
+      }
+    });
   });
   const double turn = 2 * 3.14159265358979323846;
   const auto add = [&](void* to, const int64_t (&strides)[2], int64_t entries, auto value) {
@@ -398,28 +361,23 @@ template <class T>
 void roof(const Problem& q, const void* volumes, void* images, const Parallel& parallel) {
   const Grid<3> grid = grid_of<3>(q.volume_shape);
   const Rows<2> rows(grid_of<2>(q.image_shape), q.cutoff);
-  const int64_t plane = grid.columns() * grid.shape[1] * 2;
-  each_task(q, rows.count(), parallel, [&] {
-    return [&](int64_t b, int64_t p, int64_t from, int64_t to) {
-      const T* volume = static_cast<const T*>(volumes) + b * q.volume_stride * 2;
-      T* image = static_cast<T*>(images) + (b * q.image_strides[0] + p * q.image_strides[1]) * 2;
-      const Pose<T, 3, 2> pose(Poses<T>{q}.rotation(b, p), q.oversampling);
-      Segments<T, 3, 2> segments(rows, nullptr, pose, from, to);
-      Block<Linear, T, 3> block;
-      for (Segment<T, 3> s; segments.next(s);) {
-        T* out = image + (s.row * rows.grid.columns() + s.first) * 2;
-        block.template locate<false>(grid, s);
-        for (int u = 0; u < s.count; ++u) {
-          const T* at = volume + 2 * int64_t(block.first[u]);
-          const T *z0 = at + plane * block.plane[0][u], *z1 = at + plane * block.plane[1][u];
-          const int64_t y0 = 2 * int64_t(block.line[0][u]), y1 = 2 * int64_t(block.line[1][u]);
-          using P = Pack<T, 4>;
-          const P sum = (load<P>(z0 + y0) + load<P>(z0 + y1)) + (load<P>(z1 + y0) + load<P>(z1 + y1));
-          out[2 * u] = sum[0];
-          out[2 * u + 1] = sum[1];
+  each_task<T, 3, 2>(q, rows, parallel, [&](const View<T, 3, 2>& view, int64_t from, int64_t to) {
+    const T* volume = static_cast<const T*>(volumes) + view.start_of_volume() * 2;
+    Block<Linear, T, 3> b;
+    for (int64_t index = from; index < to; ++index) {
+      const Row<T, 3> row = view.row(index);
+      T* out = static_cast<T*>(images) + (view.start() + index * rows.grid.columns()) * 2;
+      for (b.first = 0; b.first < row.count; b.first += kBlock) {
+        b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
+        b.template locate<false>(grid, row, 0, b.count);
+        for (int u = 0; u < b.count; ++u) {
+          const auto line = [&](int i) { return load<Pack<T, 4>>(volume + 2 * int64_t(b.offset[i][u])); };
+          const auto sum = (line(0) + line(1)) + (line(2) + line(3));
+          out[2 * (b.first + u)] = sum[0];
+          out[2 * (b.first + u) + 1] = sum[1];
         }
       }
-    };
+    }
   });
 }
 

@@ -63,7 +63,7 @@ inline P rotated(const P& x, std::index_sequence<lane...>) {
 }
 
 template <int numbers, class P, std::size_t... lane>
-inline P spread_lanes(const P& x, std::index_sequence<lane...>) {
+inline auto spread_lanes(const P& x, std::index_sequence<lane...>) {
   return __builtin_shufflevector(x, x, int(lane % numbers)...);
 }
 
@@ -79,8 +79,9 @@ template <class T, int lanes, int numbers>
 inline Pack<T, lanes> spread(const T* from) {
   Pack<T, lanes> x{};
 #if defined(TORCH_PROJECTORS_SHUFFLE)
-  std::memcpy(&x, from, numbers * sizeof(T));
-  return spread_lanes<numbers>(x, std::make_index_sequence<lanes>());
+  // Not by way of a part of x: compilers send that through memory, which waits for the store.
+  if constexpr (numbers == 1) return x + from[0];
+  else return spread_lanes<numbers>(load<Pack<T, numbers>>(from), std::make_index_sequence<lanes>());
 #else
   for (int i = 0; i < lanes; ++i) x[i] = from[i % numbers];
   return x;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "pack.h"
@@ -13,7 +14,7 @@ namespace torch_projectors {
 namespace LEVEL {
 
 constexpr int kBlock = 64;
-constexpr int kLanes = 16;  // samples are located by as many at once
+constexpr int kLanes = 8;  // samples are located by as many at once
 
 template <int D>
 inline Grid<D> grid_of(const int64_t (&shape)[3]) {
@@ -47,7 +48,6 @@ class Rows {
     }
   }
 
-
  private:
   int64_t within(int64_t row, double cutoff) const {
     int64_t k[2];
@@ -78,7 +78,6 @@ class Phases {
   }
 
   void set(const T* shift) {
-    if (shift == nullptr) return;  // 1, as at first
     for (int a = 0; a < D; ++a) fill(-2 * kPi * double(shift[a]) / double(grid_.shape[a]), re_[a], im_[a]);
   }
 
@@ -118,141 +117,101 @@ class Phases {
   std::vector<T> re_[D], im_[D];
 };
 
-// One pose: a sample of column j in a row lies at step * j + base, along (x, y[, z]) of the volume.
+// The samples of a row that lie within the cutoff: column j lies at position(.., j) along (x, y[, z]) of the volume.
+template <class T, int V>
+struct Row {
+  int64_t index, count;
+  int64_t k[2];  // frequencies (y[, z])
+  T step[V], base[V];
+  Complex<T> phase;
+
+  T position(int axis, int64_t column) const { return step[axis] * T(column) + base[axis]; }
+};
+
+// One image at a time, and how it lies in its volume.
 template <class T, int V, int I>
-struct Pose {
+class View {
+ public:
+  const Rows<I>& rows;
+  Phases<T, I> phases;
   T matrix[V][I];  // times the oversampling
 
-  Pose(const T* rotation, double oversampling) {
+  View(const Problem& q, const Rows<I>& rows) : rows(rows), phases(rows.grid), q_(q) {}
+
+  void set(int64_t batch, int64_t pose) {
+    if (batch == batch_ && pose == pose_) return;
+    batch_ = batch;
+    pose_ = pose;
+    const T* rotation =
+        static_cast<const T*>(q_.rotations) + batch * q_.rotation_strides[0] + pose * q_.rotation_strides[1];
     for (int a = 0; a < V; ++a)
-      for (int c = 0; c < I; ++c) matrix[a][c] = T(oversampling) * rotation[a * V + c];
+      for (int c = 0; c < I; ++c) matrix[a][c] = T(q_.oversampling) * rotation[a * V + c];
+    if (q_.shifts == nullptr) return;  // all phases are 1, as at first
+    phases.set(static_cast<const T*>(q_.shifts) + batch * q_.shift_strides[0] + pose * q_.shift_strides[1]);
   }
 
-  void row(const int64_t (&k)[2], T (&step)[V], T (&base)[V]) const {
+  int64_t number() const { return batch_ * q_.poses + pose_; }
+
+  // Of the image among all, in entries.
+  int64_t start() const { return batch_ * q_.image_strides[0] + pose_ * q_.image_strides[1]; }
+
+  int64_t start_of_volume() const { return batch_ * q_.volume_stride; }
+
+  Row<T, V> row(int64_t index) const {
+    Row<T, V> row;
+    row.index = index;
+    row.count = rows.columns(index);
+    rows.frequencies(index, row.k);
     for (int a = 0; a < V; ++a) {
-      step[a] = matrix[a][0];
-      base[a] = 0;
-      for (int c = 1; c < I; ++c) base[a] += matrix[a][c] * T(k[c - 1]);
+      row.step[a] = matrix[a][0];
+      row.base[a] = 0;
+      for (int c = 1; c < I; ++c) row.base[a] += matrix[a][c] * T(row.k[c - 1]);
     }
-  }
-};
-
-// Up to kBlock samples of a row.
-template <class T, int V>
-struct Segment {
-  int64_t row, first;
-  int count;
-  T step[V], base[V];
-  Complex<T> phase;  // of the row
-
-  void position(int u, T (&p)[V]) const {
-    for (int a = 0; a < V; ++a) p[a] = step[a] * (T(first) + T(u)) + base[a];
-  }
-};
-
-// The segments of some rows of one image, in order. What they are does not depend on who asks.
-template <class T, int V, int I>
-class Segments {
- public:
-  Segments(const Rows<I>& rows, const Phases<T, I>* phases, const Pose<T, V, I>& pose, int64_t from, int64_t to)
-      : rows_(rows), phases_(phases), pose_(pose), row_(from - 1), end_(to) {}
-
-  // Only rows with samples at low..high along the slowest axis of the volume, or mirrored; and every segment on one side
-  // of x = 0, but for rounding.
-  void only(T low, T high) {
-    low_ = low;
-    high_ = high;
-    all_ = false;
-  }
-
-  bool next(Segment<T, V>& s) {
-    while (at_ == within_) {
-      if (++row_ >= end_) return false;
-      within_ = rows_.columns(row_);
-      at_ = 0;
-      if (within_ == 0) continue;
-      int64_t k[2];
-      rows_.frequencies(row_, k);
-      pose_.row(k, step_, base_);
-      if (!all_ && !meets(base_[V - 1], step_[V - 1] * T(within_ - 1) + base_[V - 1])) {
-        at_ = within_;
-        continue;
-      }
-      phase_ = phases_ == nullptr ? Complex<T>{1, 0} : phases_->of_row(k);
-      const T crossing = -base_[0] / step_[0];
-      side_ = !all_ && crossing > 0 && crossing < T(within_) ? int64_t(crossing) + 1 : within_;
-    }
-    const int64_t limit = at_ < side_ ? side_ : within_;
-    s.row = row_;
-    s.first = at_;
-    s.count = int(limit - at_ < kBlock ? limit - at_ : kBlock);
-    for (int a = 0; a < V; ++a) {
-      s.step[a] = step_[a];
-      s.base[a] = base_[a];
-    }
-    s.phase = phase_;
-    at_ += s.count;
-    return true;
+    row.phase = phases.of_row(row.k);
+    return row;
   }
 
  private:
-  // Not so only where it is certain: a position that is not a number is not passed over.
-  bool meets(T a, T b) const {
-    const T lo = a < b ? a : b, hi = a < b ? b : a;
-    return !((hi < low_ || lo > high_) && (-lo < low_ || -hi > high_));
-  }
-
-  const Rows<I>& rows_;
-  const Phases<T, I>* phases_;
-  const Pose<T, V, I>& pose_;
-  int64_t row_, end_, at_ = 0, within_ = 0, side_ = 0;
-  T step_[V] = {}, base_[V] = {}, low_ = 0, high_ = 0;
-  bool all_ = true;
-  Complex<T> phase_{1, 0};
+  const Problem& q_;
+  int64_t batch_ = -1, pose_ = -1;
 };
 
-// Samples along a row. Positions are mirrored such that their taps have x >= 0; `sign` says which were.
+// Up to kBlock neighbouring samples of a row. Positions are mirrored such that their taps have x >= 0; `sign` says which
+// were.
 template <class Interpolation, class T, int V>
 struct Block {
-  static constexpr int taps = Interpolation::taps;
+  static constexpr int taps = Interpolation::taps, lines = V == 3 ? taps * taps : taps;
 
+  int64_t first;  // column
+  int count;
   alignas(64) T sign[kBlock];
   alignas(64) T t[V][kBlock];
   alignas(64) T weight[V][taps][kBlock];  // along y and z; not along x
   alignas(64) T slope[V][taps][kBlock];
-  alignas(64) int32_t first[kBlock];       // column of the first tap
-  alignas(64) int32_t line[taps][kBlock];  // rows of the taps within a plane, in entries
-  alignas(64) int32_t plane[taps][kBlock];
-  alignas(64) int32_t lowest[kBlock];      // frequency of the first tap along the slowest axis
-  alignas(64) int32_t inside[kBlock];      // whether all taps are stored as they are: none mirrored, none out of the band
+  alignas(64) int32_t offset[lines][kBlock];  // of the first tap of every line along x, in entries: y fastest
+  alignas(64) int32_t lowest[kBlock];         // frequency of the first tap along the slowest axis
+  // Whether all taps are stored as they are, none mirrored, none out of the band; and offsets have 32 bits.
+  alignas(64) int32_t inside[kBlock];
   bool all_inside;
-
-  template <bool slopes>
-  void locate(const Grid<V>& grid, const Segment<T, V>& segment) {
-    locate<slopes>(grid, segment, 0, segment.count);
-  }
 
   // Samples from..to - 1 of it.
   template <bool slopes>
-  void locate(const Grid<V>& grid, const Segment<T, V>& segment, int from, int to) {
-    T step[V], base[V];
-    for (int a = 0; a < V; ++a) {
-      step[a] = segment.step[a];
-      base[a] = segment.base[a];
-    }
-    const int32_t columns = int32_t(grid.columns());
-    T half[V], low[V], high[V];
+  void locate(const Grid<V>& grid, const Row<T, V>& row, int from, int to) {
+    T step[V], base[V], low[V], high[V];
     int32_t size[V];
     for (int a = 0; a < V; ++a) {
-      half[a] = T(grid.shape[a] / 2);
+      step[a] = row.step[a];
+      base[a] = row.base[a];
       size[a] = int32_t(grid.shape[a]);
-      low[a] = (a == 0 ? T(0) : -half[a]) - T(Interpolation::first);
-      high[a] = half[a] - T(Interpolation::first + taps - 1);
+      low[a] = (a == 0 ? T(0) : -T(grid.shape[a] / 2)) - T(Interpolation::first);
+      high[a] = T(grid.shape[a] / 2) - T(Interpolation::first + taps - 1);
     }
     // Of an even slowest axis, -n/2 is stored as n/2, far from its neighbours: the owner of a range has to look for it.
     if (size[V - 1] % 2 == 0) low[V - 1] += 1;
+    if (grid.size() > std::numeric_limits<int32_t>::max()) high[0] = T(-1);
+    const int32_t columns = int32_t(grid.columns()), plane = int32_t(uint32_t(columns) * uint32_t(size[1]));
     int32_t good = 1;
-    const T start = T(segment.first);
+    const T start = T(first);
     const int end = to;
     // Whole vectors: what lies before and after is computed too, and not used.
     from = from / kLanes * kLanes;
@@ -276,20 +235,20 @@ struct Block {
       in &= int32_t(f[0] > low[0]) | int32_t(s > 0);
       good &= in | int32_t(u >= end);
       inside[u] = in;
+      int32_t k[V];
       for (int a = 0; a < V; ++a) {
         t[a][u] = s * p[a] - f[a];
-        f[a] = in ? f[a] : -T(Interpolation::first);
+        k[a] = int32_t(in ? f[a] : -T(Interpolation::first)) + Interpolation::first;
       }
-      first[u] = int32_t(f[0]) + Interpolation::first;
+      lowest[u] = k[V - 1];
       for (int i = 0; i < taps; ++i) {
-        const int32_t y = int32_t(f[1]) + Interpolation::first + i;
-        line[i][u] = (y < 0 ? y + size[1] : y) * columns;
-        if (V == 3) {
-          const int32_t z = int32_t(f[V - 1]) + Interpolation::first + i;
-          plane[i][u] = z < 0 ? z + size[V - 1] : z;
+        const int32_t y = k[1] + i, line = (y < 0 ? y + size[1] : y) * columns + k[0];
+        if (V == 2) offset[i][u] = line;
+        for (int j = 0; j < (V == 3 ? taps : 0); ++j) {
+          const int32_t z = k[V - 1] + j;
+          offset[(j * taps + i) % lines][u] = (z < 0 ? z + size[V - 1] : z) * plane + line;
         }
       }
-      lowest[u] = int32_t(f[V - 1]) + Interpolation::first;
     }
     all_inside = good != 0;
     for (int a = 1; a < V; ++a) {
