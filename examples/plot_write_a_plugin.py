@@ -48,10 +48,12 @@ def torch_projectors_register(torch_version):
     library.impl("forward_project", forward_project, "CPU")
 
 
-def forward_project(volume, rotations, shifts, volume_shape, image_shape, interpolation, oversampling, cutoff):
-    if len(volume_shape) == 2 or len(image_shape) == 3 or interpolation != INTERPOLATION_CODES["nearest"]:
+def forward_project(
+    volume, rotations, shifts, volume_shape, image_shape, interpolation, oversampling, cutoff, pairs_once
+):
+    if len(volume_shape) == 2 or len(image_shape) == 3 or interpolation != INTERPOLATION_CODES["nearest"] or pairs_once:
         return torch.ops.torch_projectors_reference.forward_project(
-            volume, rotations, shifts, volume_shape, image_shape, interpolation, oversampling, cutoff
+            volume, rotations, shifts, volume_shape, image_shape, interpolation, oversampling, cutoff, pairs_once
         )
     height, width = image_shape
     y = torch.arange(height)

@@ -97,6 +97,12 @@ def phase(k: Frequency, shift: np.ndarray | None, shape: tuple[int, ...]) -> com
     return cmath.exp(-2j * math.pi * sum(a * s / n for a, s, n in zip(k, shift.tolist(), shape[::-1])))
 
 
+def counted(k: Frequency, geometry: Geometry) -> float:
+    """How much an entry of an image counts in the pairing with a volume."""
+    both = k[0] == 0 or 2 * k[0] == geometry.image_shape[-1]
+    return 0.5 if geometry.pairs_once and both else 1.0
+
+
 def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] // 2 + 1)
 
@@ -123,7 +129,7 @@ def gather(
             for index, mirrored, weight in taps(position, geometry):
                 x = flat[b][index]
                 total += abs(weight) * x if absolute else weight * (x.conjugate() if mirrored else x)
-            images[b, pose, i] = total * phase(k, shift, geometry.image_shape)
+            images[b, pose, i] = total * phase(k, shift, geometry.image_shape) * counted(k, geometry)
     return images.reshape(*images.shape[:2], *stored_shape(geometry.image_shape))
 
 
@@ -141,10 +147,11 @@ def scatter(
     for b, pose, rotation, shift in _poses(len(images), rotations, shifts):
         image, image_weights = images[b, pose].reshape(-1), weights[b, pose].reshape(-1)
         for i, k, position in samples(geometry, rotation):
-            x = complex(image[i]) * phase(k, shift, geometry.image_shape).conjugate()
+            count = counted(k, geometry)
+            x = count * complex(image[i]) * phase(k, shift, geometry.image_shape).conjugate()
             for index, mirrored, weight in taps(position, geometry):
                 volume[b, index] += weight * (x.conjugate() if mirrored else x)
-                weight_volume[b, index] += abs(weight) * image_weights[i]
+                weight_volume[b, index] += abs(weight) * count * image_weights[i]
     return volume.reshape(-1, *shape), weight_volume.reshape(-1, *shape)
 
 

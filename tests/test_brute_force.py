@@ -410,7 +410,7 @@ def test_ties_of_nearest_go_up(dims: int, image_dims: int, sign: int, backend: s
 def test_components_on_the_cutoff_are_inside(cutoff: float, radius_squared: int, backend: str) -> None:
     volume = torch.ones(1, 10, 6, dtype=torch.complex128)
     identity = torch.eye(2, dtype=torch.float64)[None, None]
-    image = bare().forward_project(volume, identity, None, (10, 10), (10, 10), 1, 1.0, cutoff)
+    image = bare().forward_project(volume, identity, None, (10, 10), (10, 10), 1, 1.0, cutoff, False)
     k = torch.tensor(brute_force.stored_frequencies((10, 10)))
     assert torch.equal(image.flatten(), (k.square().sum(-1) <= radius_squared).to(image.dtype))
 

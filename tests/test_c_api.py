@@ -114,7 +114,7 @@ def run(program: str, *arguments: str, **environment: str) -> str:
     return result.stdout
 
 
-VALUES = [c for c in CASES if c.name in ("rectangular", "rotations for each")]
+VALUES = [c for c in CASES if c.name in ("rectangular", "rotations for each", "pairs once")]
 
 
 @pytest.mark.parametrize("case", VALUES, ids=str)
@@ -144,7 +144,7 @@ def test_values_are_those_of_brute_force_whatever_the_strides(case, tmp_path):
     import math
 
     inf = math.inf
-    volume_shape, image_shape, interpolation, oversampling, cutoff = eval(sys.argv[2])
+    volume_shape, image_shape, interpolation, oversampling, cutoff, pairs_once = eval(sys.argv[2])
     data = dict(np.load(sys.argv[1]))
     batch, count = data["images"].shape[:2]
 
@@ -175,6 +175,7 @@ def test_values_are_those_of_brute_force_whatever_the_strides(case, tmp_path):
         interpolation=interpolation,
         oversampling=oversampling,
         cutoff=cutoff,
+        pairs_once=pairs_once,
         batch=batch,
         rotations=address(arrays["rotations"]),
         shifts=address(arrays["shifts"]),
@@ -285,6 +286,7 @@ INVALID = {
     "oversampling=np.nan": "oversampling: expected",
     "oversampling=np.inf": "oversampling: expected",
     "cutoff=-1": "cutoff: expected a number >= 0, got -1",
+    "pairs_once=2": "pairs_once: expected 0 or 1, got 2",
     "cutoff=np.nan": "cutoff: expected",
     "batch=-1": "batch: expected a number >= 0, got -1",
     "poses=-1": "poses: expected a number >= 0, got -1",

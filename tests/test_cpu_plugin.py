@@ -187,7 +187,9 @@ def test_errors_of_many_threads_at_once_keep_their_own_messages():
     def message(n: int) -> str:
         volume, rotations = torch.zeros(1, 4, 3, dtype=torch.complex64), torch.eye(2)[None, None]
         with pytest.raises(RuntimeError) as caught:
-            torch.ops.torch_projectors.forward_project(volume, rotations, None, (4, 4), (4, 4), 1, -n, 2.0)
+            torch.ops.torch_projectors.forward_project(
+                volume, rotations, None, (4, 4), (4, 4), 1, -n, 2.0, False
+            )
         return str(caught.value)
 
     with ThreadPoolExecutor(8) as pool:
@@ -271,7 +273,7 @@ def test_works_in_inference_mode_and_gives_no_gradient():
     volume, rotations = torch.randn(1, 4, 3, dtype=torch.complex64), torch.eye(2)[None, None]
     with torch.inference_mode():
         images = torch.ops.torch_projectors.forward_project(
-            volume, rotations, None, (4, 4), (4, 4), 1, 1.0, 2.0
+            volume, rotations, None, (4, 4), (4, 4), 1, 1.0, 2.0, False
         )
     assert images.is_inference()
     assert not images.requires_grad
@@ -364,6 +366,7 @@ def wrong_call(name: str) -> str:
         "interpolation": 1,
         "oversampling": 1.0,
         "cutoff": 2.0,
+        "pairs_once": False,
         **WRONG[name][0],
     }
     try:
@@ -514,7 +517,7 @@ def test_a_damaged_installation_costs_one_warning_that_says_what_is_wrong(damage
 def test_calls_leak_no_memory():
     volume, images = torch.ones(1, 4, 3, dtype=torch.complex64), torch.ones(1, 1, 4, 3, dtype=torch.complex64)
     rotations, shifts = torch.eye(2)[None, None], torch.zeros(1, 1, 2)
-    geometry = ((4, 4), (4, 4), 1, 1.0, 2.0)
+    geometry = ((4, 4), (4, 4), 1, 1.0, 2.0, False)
     bare = torch.ops.torch_projectors
 
     def call():

@@ -139,7 +139,7 @@ def test_the_bare_op_loads_backends_and_runs_on_them(good):
     program = """
     images = torch.randn(1, 2, 6, 4, dtype=torch.complex128)
     pose = [rotations[None], shifts[None]]
-    geometry = [(6, 6, 6), (6, 6), 1, 1.0, 3.0]
+    geometry = [(6, 6, 6), (6, 6), 1, 1.0, 3.0, False]
     calls = {
         "forward_project": [volume[None], *pose, *geometry],
         "backward_project": [images, images.abs(), *pose, *geometry],

@@ -39,6 +39,7 @@ class Case:
     rotation_batch: int = 1
     shift_batch: Optional[int] = 1  # None: no shifts
     stretch: float = 0.0  # how far matrices are from rotations
+    pairs_once: bool = False
 
     def __str__(self) -> str:
         return f"{len(self.volume_shape)}D->{len(self.image_shape)}D {self.interpolation} {self.name}"
@@ -47,7 +48,7 @@ class Case:
     def geometry(self) -> Geometry:
         cutoff = min(self.image_shape) / 2 if self.cutoff is None else self.cutoff
         code = INTERPOLATION_CODES[self.interpolation]
-        return Geometry(self.volume_shape, self.image_shape, code, self.oversampling, cutoff)
+        return Geometry(self.volume_shape, self.image_shape, code, self.oversampling, cutoff, self.pairs_once)
 
     def inputs(self, dtype: torch.dtype = torch.complex128, device: str = "cpu") -> Inputs:
         """The same random numbers for every dtype and device."""
@@ -92,6 +93,8 @@ def _options(dims: int, image_dims: int) -> dict[str, dict]:
         "beyond the band": {**shapes(small, big), "cutoff": math.inf},
         "cutoff": {**shapes(even, odd), "cutoff": 2.2},
         "stretched": {**shapes(even, even), "stretch": 0.3, "oversampling": 1.5},
+        "pairs once": {**shapes(odd, even), "cutoff": math.inf, "pairs_once": True},
+        "pairs once, unshifted": {**shapes(even, odd), "shift_batch": None, "pairs_once": True},
         "one batch of poses": {**shapes(even, odd), "batch": 2},
         "poses for each": {**shapes(odd, even), "batch": 2, "rotation_batch": 2, "shift_batch": 2},
         "shifts for each": {**shapes(even, even), "batch": 2, "shift_batch": 2},

@@ -18,13 +18,16 @@ from .batching import fold_backward, fold_forward
 from .geometry import Geometry
 from .spectrum import halved, stored_shape
 
+FIELDS = len(Geometry._fields)
+
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], tensors: int) -> None:
     ctx.save_for_backward(*inputs[:tensors])
     ctx.save_for_forward(*inputs[:tensors])
     ctx.set_materialize_grads(False)
-    ctx.geometry = Geometry(*inputs[tensors : tensors + 5])
-    *ctx.need, ctx.ops, ctx.friedel = inputs[tensors + 5 :]
+    rest = inputs[tensors:]
+    ctx.geometry = Geometry(*rest[:FIELDS])
+    *ctx.need, ctx.ops, ctx.friedel = rest[FIELDS:]
 
 
 def _padded(ctx: Any, *gradients: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
@@ -56,11 +59,10 @@ class _ForwardProject(torch.autograd.Function):
         if grad is None:
             return _padded(ctx)
         volume, rotations, shifts = ctx.saved_tensors
-        if ctx.friedel:
-            grad = halved(grad, ctx.geometry.image_shape[-1])
+        geometry = ctx.geometry._replace(pairs_once=True) if ctx.friedel else ctx.geometry
         volume_needed, *pose_needed = ctx.needs_input_grad[:3]
         need = (volume_needed, False, *pose_needed)
-        g_volume, _, *g_pose = ctx.ops.gradients(volume, grad, rotations, shifts, ctx.geometry, need)
+        g_volume, _, *g_pose = ctx.ops.gradients(volume, grad, rotations, shifts, geometry, need)
         return _padded(ctx, g_volume, *g_pose)
 
     @staticmethod
@@ -178,7 +180,7 @@ def _map_gradients(size: int, tensors: list[Optional[Tensor]], rest: tuple[Any, 
     """project_gradients mapped over the first dimension: folded into the poses of one volume, else into the batch."""
     volume, images, _, shifts = tensors
     batch = images.shape[1]
-    need = (*rest[5:8], rest[8] and shifts is not None)
+    need = (*rest[FIELDS : FIELDS + 3], rest[FIELDS + 3] and shifts is not None)
     into_poses = volume.shape[0] == 1 and not need[0]
 
     def fold(x: Optional[Tensor]) -> Optional[Tensor]:
@@ -196,7 +198,7 @@ def _map_gradients(size: int, tensors: list[Optional[Tensor]], rest: tuple[Any, 
 
     folded = [volume[0] if into_poses else fold(volume), *[fold(x) for x in tensors[1:]]]
     *arguments, ops, _ = rest
-    gradients = ops.project_gradients(*folded, Geometry(*arguments[:5]), *arguments[5:])
+    gradients = ops.project_gradients(*folded, Geometry(*arguments[:FIELDS]), *arguments[FIELDS:])
     outputs = tuple(unfold(g, x) if n else g for g, x, n in zip(gradients, tensors, need))
     return outputs, tuple(0 if n else None for n in need)
 

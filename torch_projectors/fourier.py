@@ -27,7 +27,7 @@ from .checks import (
     real_dtype,
 )
 from .geometry import Geometry
-from .spectrum import halved, with_mates_
+from .spectrum import with_mates_
 
 
 def forward_project(
@@ -158,6 +158,7 @@ def backward_project(
         check_interpolation(interpolation),
         oversampling,
         check_cutoff(fourier_radius_cutoff, image_shape),
+        pairs_once=True,
     )
     friedel = check_gradient(gradient)
     check_shifts(shifts, image_dims, projections.device)
@@ -174,8 +175,6 @@ def backward_project(
     if single:
         projections = projections.unsqueeze(-1 - image_dims)
         weights = None if weights is None else weights.unsqueeze(-1 - image_dims)
-    projections = halved(projections, image_shape[-1])
-    weights = None if weights is None else halved(weights, image_shape[-1])
     backproject = partial(
         ops.selected(projections.device).backward_project, geometry=geometry, friedel=friedel
     )

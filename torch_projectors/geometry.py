@@ -15,6 +15,7 @@ class Geometry(NamedTuple):
     interpolation: one of INTERPOLATION_CODES.
     oversampling: volume frequencies per image frequency; a sample lies at p = oversampling * M @ k.
     cutoff: images are zero where |k| > cutoff, in image frequencies; may be infinite.
+    pairs_once: images count each Friedel pair once: entries of columns that hold both of its members count half.
     """
 
     volume_shape: tuple[int, ...]
@@ -22,3 +23,4 @@ class Geometry(NamedTuple):
     interpolation: int
     oversampling: float
     cutoff: float
+    pairs_once: bool = False

@@ -1,6 +1,7 @@
 """The ops: schemas and shapes for tracing. This is the contract that a backend fulfils.
 
-All three come from one pairing, L = Re <P(volume; pose), images>, bilinear in volume and images:
+All three come from one pairing, L = Re <P(volume; pose), images>, bilinear in volume and images; with `pairs_once`
+in the geometry, entries of the images' paired columns count half in it:
 
 - `forward_project`   = dL/d images, the gather P;
 - `backward_project`  = dL/d volume, its exact transpose, with weights scattered in the same pass;
@@ -37,7 +38,7 @@ from .spectrum import stored_shape
 NAMESPACE = "torch_projectors"
 REFERENCE_NAMESPACE = "torch_projectors_reference"
 
-_GEOMETRY = "SymInt[] volume_shape, SymInt[] image_shape, int interpolation, float oversampling, float cutoff"
+_GEOMETRY = "SymInt[] volume_shape, SymInt[] image_shape, int interpolation, float oversampling, float cutoff, bool pairs_once"
 SCHEMAS = {
     "forward_project": f"(Tensor volume, Tensor rotations, Tensor? shifts, {_GEOMETRY}) -> Tensor",
     "backward_project": (

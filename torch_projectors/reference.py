@@ -223,12 +223,22 @@ class Sampling:
         angle = (2 if back else -2) * math.pi * turns
         return values * torch.complex(torch.cos(angle), torch.sin(angle))
 
+    def counted(self, values: Tensor, block: Block) -> Tensor:
+        """Values [V, Q, K] by how much they count in the pairing of volumes and images."""
+        if not self.geometry.pairs_once:
+            return values
+        x = block.k[0]
+        paired = (x == 0) | (2 * x == self.image_shape[-1])
+        return values * (1 - 0.5 * paired.to(x.dtype))
+
     def read(self, images: Tensor, block: Block) -> Tensor:
         """Pixels of images [B, P, ...]: [V, Q, K]."""
-        return images.reshape(*self.shape, -1)[:, block.poses].index_select(2, block.pixels)
+        pixels = images.reshape(*self.shape, -1)[:, block.poses].index_select(2, block.pixels)
+        return self.counted(pixels, block)
 
     def write_(self, images: Tensor, block: Block, values: Tensor) -> None:
-        images.view(*self.shape, -1)[:, block.poses].index_copy_(2, block.pixels, values)
+        pixels = images.view(*self.shape, -1)[:, block.poses]
+        pixels.index_copy_(2, block.pixels, self.counted(values, block))
 
 
 def forward_project(

@@ -275,6 +275,7 @@ struct Call {
     if (q->scalar != TORCH_PROJECTORS_FLOAT32 && q->scalar != TORCH_PROJECTORS_FLOAT64)
       refuse("scalar: expected 0 (float) or 1 (double), got %d", int(q->scalar));
     if (q->real != 0 && q->real != 1) refuse("real: expected 0 or 1, got %d", int(q->real));
+    if (q->pairs_once != 0 && q->pairs_once != 1) refuse("pairs_once: expected 0 or 1, got %d", int(q->pairs_once));
     if (q->interpolation != TORCH_PROJECTORS_NEAREST && q->interpolation != TORCH_PROJECTORS_LINEAR &&
         q->interpolation != TORCH_PROJECTORS_CUBIC)
       refuse("interpolation: expected 0 (nearest), 1 (linear) or 3 (cubic), got %d", int(q->interpolation));
@@ -294,6 +295,7 @@ struct Call {
     problem.interpolation = q->interpolation;
     problem.oversampling = q->oversampling;
     problem.cutoff = q->cutoff;
+    problem.pairs_once = q->pairs_once == 1;
     problem.batch = q->batch;
     problem.poses = q->poses;
     problem.rotations = q->rotations;

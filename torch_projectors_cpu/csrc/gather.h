@@ -241,6 +241,14 @@ void shift(const B& b, const T* values, const Phases<T, I>& phases, Complex<T> c
   }
 }
 
+// Of real data.
+template <class B, class T>
+void count(const B& b, const T* values, const std::vector<T>& counts, T* out) {
+  const T* by = counts.data() + b.first;
+#pragma omp simd
+  for (int u = 0; u < b.count; ++u) out[u] = values[u] * by[u];
+}
+
 // Zeros where an image has no samples.
 template <class T, int I, int numbers>
 void clear_beyond(const Rows<I>& rows, int64_t from, int64_t to, T* image) {
@@ -264,7 +272,7 @@ void project(const Problem& q, const void* volumes, void* images, const Parallel
     reader.each(view, from, to, [&](const auto& row, const auto& b, const auto& v) {
       T* out = image + (row.index * rows.grid.columns() + b.first) * numbers;
       if (real)
-        std::memcpy(out, v.value, size_t(b.count) * sizeof(T));
+        count(b, v.value, view.counts, out);
       else
         shift(b, v.value, view.phases, row.phase, out);
     });
@@ -302,8 +310,8 @@ void gradients(const Problem& q, const void* volumes, const void* images, void* 
       T torque = 0, twist = 0;
       const T first = T(b.first);
       if (real) {
-        std::memcpy(gr, in, size_t(n) * sizeof(T));
-        if (out != nullptr) std::memcpy(out, v.value, size_t(n) * sizeof(T));
+        count(b, in, view.counts, gr);
+        if (out != nullptr) count(b, v.value, view.counts, out);
       } else {
         const T *xr = view.phases.re() + b.first, *xi = view.phases.im() + b.first;
 #pragma omp simd reduction(+ : torque, twist)

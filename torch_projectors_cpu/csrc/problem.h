@@ -10,6 +10,7 @@ struct Problem {
   int volume_dims, image_dims, interpolation;
   int64_t volume_shape[3], image_shape[3];
   double oversampling, cutoff;
+  bool pairs_once;  // images count each Friedel pair once: entries of columns that hold both of its members count half
   int64_t batch, poses;
   const void* rotations;
   const void* shifts;  // or null

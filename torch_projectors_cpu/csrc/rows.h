@@ -81,6 +81,15 @@ class Phases {
     for (int a = 0; a < D; ++a) fill(-2 * kPi * double(shift[a]) / double(grid_.shape[a]), re_[a], im_[a]);
   }
 
+  // Times a factor for each of the columns, of which all but the first and the last are 1.
+  void count(const std::vector<T>& counts) {
+    for (const size_t column : {size_t(0), counts.size() - 1}) {
+      re_[0][column] *= counts[column];
+      im_[0][column] *= counts[column];
+      if (counts.size() == 1) break;
+    }
+  }
+
   const T* re() const { return re_[0].data(); }
   const T* im() const { return im_[0].data(); }
 
@@ -133,10 +142,18 @@ template <class T, int V, int I>
 class View {
  public:
   const Rows<I>& rows;
-  Phases<T, I> phases;
-  T matrix[V][I];  // times the oversampling
+  Phases<T, I> phases;    // times the counts
+  std::vector<T> counts;  // of the columns: how much their entries count in the pairing of volumes and images
+  T matrix[V][I];         // times the oversampling
 
-  View(const Problem& q, const Rows<I>& rows) : rows(rows), phases(rows.grid), q_(q) {}
+  View(const Problem& q, const Rows<I>& rows)
+      : rows(rows), phases(rows.grid), counts(size_t(rows.grid.columns()), T(1)), q_(q) {
+    if (q.pairs_once) {
+      counts[0] = T(0.5);
+      if (rows.grid.shape[0] % 2 == 0) counts.back() = T(0.5);
+    }
+    phases.count(counts);
+  }
 
   void set(int64_t batch, int64_t pose) {
     if (batch == batch_ && pose == pose_) return;
@@ -148,6 +165,7 @@ class View {
       for (int c = 0; c < I; ++c) matrix[a][c] = T(q_.oversampling) * rotation[a * V + c];
     if (q_.shifts == nullptr) return;  // all phases are 1, as at first
     phases.set(static_cast<const T*>(q_.shifts) + batch * q_.shift_strides[0] + pose * q_.shift_strides[1]);
+    phases.count(counts);
   }
 
   int64_t number() const { return batch_ * q_.poses + pose_; }

@@ -217,7 +217,7 @@ void backproject(const Problem& q, const void* images, const void* weights, void
       if (weights != nullptr) std::memset(writer.weights + at, 0, size_t(slice) * sizeof(T));
     }
     Block<Interpolation, T, V> block;
-    alignas(64) T values[numbers * kBlock];
+    alignas(64) T values[numbers * kBlock], sample_weights[kBlock];
     for (int64_t p = 0; p < q.poses; ++p) {
       view.set(b, p);
       for (int64_t index = 0; index < rows.count(); ++index) {
@@ -239,9 +239,15 @@ void backproject(const Problem& q, const void* images, const void* weights, void
           writer.locate(block, from, to);
           const int64_t start = view.start() + index * rows.grid.columns() + block.first;
           const T* in = static_cast<const T*>(images) + start * numbers;
-          const T* w = weights == nullptr ? nullptr : static_cast<const T*>(weights) + start;
+          const T* counts = view.counts.data() + block.first;
+          if (weights != nullptr) {
+            const T* w = static_cast<const T*>(weights) + start;
+#pragma omp simd
+            for (int u = from; u < to; ++u) sample_weights[u] = w[u] * counts[u];
+          }
           if (real) {
-            std::memcpy(values + from, in + from, size_t(to - from) * sizeof(T));
+#pragma omp simd
+            for (int u = from; u < to; ++u) values[u] = in[u] * counts[u];
           } else {
             const Complex<T> c = row.phase;
             const T *xr = view.phases.re() + block.first, *xi = view.phases.im() + block.first;
@@ -255,9 +261,9 @@ void backproject(const Problem& q, const void* images, const void* weights, void
           for (const Part& part : parts) {
             const Part here = local(part);
             if (weights == nullptr)
-              writer.template write<false>(block, row, int(here.from), int(here.to), values, w);
+              writer.template write<false>(block, row, int(here.from), int(here.to), values, sample_weights);
             else
-              writer.template write<true>(block, row, int(here.from), int(here.to), values, w);
+              writer.template write<true>(block, row, int(here.from), int(here.to), values, sample_weights);
           }
         }
       }

@@ -33,7 +33,9 @@ constexpr int32_t kAbi = 1;
 
 constexpr const char* kNamespace = "torch_projectors";
 
-#define GEOMETRY "SymInt[] volume_shape, SymInt[] image_shape, int interpolation, float oversampling, float cutoff"
+#define GEOMETRY                                                                                    \
+  "SymInt[] volume_shape, SymInt[] image_shape, int interpolation, float oversampling, float cutoff, " \
+  "bool pairs_once"
 
 struct Operator {
   const char* name;
@@ -255,13 +257,15 @@ struct Geometry {
   Arguments::List volume_list, image_list;
   int64_t interpolation;
   double oversampling, cutoff;
+  bool pairs_once;
 
   explicit Geometry(Arguments& arguments)
       : volume_list(arguments.list()),
         image_list(arguments.list()),
         interpolation(arguments.integer()),
         oversampling(arguments.number()),
-        cutoff(arguments.number()) {}
+        cutoff(arguments.number()),
+        pairs_once(arguments.boolean()) {}
 };
 
 void expect(const char* name, const Tensor& tensor, int32_t dtype, const Sizes& sizes) {
@@ -334,6 +338,7 @@ struct Setting {
     for (int a = 0; a < image.count; ++a) problem.image_shape[a] = image[a];
     problem.oversampling = g.oversampling;
     problem.cutoff = g.cutoff;
+    problem.pairs_once = g.pairs_once ? 1 : 0;
     problem.batch = batch;
     problem.poses = poses;
     problem.rotations = rotations.data();

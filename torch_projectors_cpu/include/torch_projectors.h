@@ -79,6 +79,7 @@ struct Geometry {
   Shape volume_shape, image_shape;
   int64_t interpolation;
   double oversampling, cutoff;
+  bool pairs_once;  // images count each Friedel pair once
 
   void save(AutogradContext* ctx) const {
     ctx->saved_data["volume_shape"] = volume_shape;
@@ -86,12 +87,13 @@ struct Geometry {
     ctx->saved_data["interpolation"] = interpolation;
     ctx->saved_data["oversampling"] = oversampling;
     ctx->saved_data["cutoff"] = cutoff;
+    ctx->saved_data["pairs_once"] = pairs_once;
   }
 
   static Geometry saved(AutogradContext* ctx) {
     auto& data = ctx->saved_data;
     return {data["volume_shape"].toIntVector(), data["image_shape"].toIntVector(), data["interpolation"].toInt(),
-            data["oversampling"].toDouble(), data["cutoff"].toDouble()};
+            data["oversampling"].toDouble(), data["cutoff"].toDouble(), data["pairs_once"].toBool()};
   }
 };
 
@@ -114,7 +116,7 @@ auto call(const c10::TypedOperatorHandle<Results...>& op, const Geometry& g, std
   return std::apply(
       [&](const auto&... tensor) {
         return op.call(tensor..., c10::fromIntArrayRefSlow(g.volume_shape), c10::fromIntArrayRefSlow(g.image_shape),
-                       g.interpolation, g.oversampling, g.cutoff, more...);
+                       g.interpolation, g.oversampling, g.cutoff, g.pairs_once, more...);
       },
       tensors);
 }
@@ -122,7 +124,7 @@ auto call(const c10::TypedOperatorHandle<Results...>& op, const Geometry& g, std
 inline Tensor forward_op(const Tensor& volume, const Tensor& rotations, const std::optional<Tensor>& shifts,
                          const Geometry& g) {
   using Op = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, c10::SymIntArrayRef,
-                    c10::SymIntArrayRef, int64_t, double, double);
+                    c10::SymIntArrayRef, int64_t, double, double, bool);
   static const auto op = find<Op>("torch_projectors::forward_project");
   return call(op, g, std::tie(volume, rotations, shifts));
 }
@@ -132,7 +134,7 @@ inline std::tuple<Tensor, Tensor> backward_op(const Tensor& images, const std::o
                                               const Geometry& g) {
   using Op = std::tuple<Tensor, Tensor>(const Tensor&, const std::optional<Tensor>&, const Tensor&,
                                         const std::optional<Tensor>&, c10::SymIntArrayRef, c10::SymIntArrayRef, int64_t,
-                                        double, double);
+                                        double, double, bool);
   static const auto op = find<Op>("torch_projectors::backward_project");
   return call(op, g, std::tie(images, weights, rotations, shifts));
 }
@@ -143,7 +145,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> gradients_op(const Tensor& vol
                                                                const Needs& need) {
   using Op = std::tuple<Tensor, Tensor, Tensor, Tensor>(
       const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, c10::SymIntArrayRef,
-      c10::SymIntArrayRef, int64_t, double, double, bool, bool, bool, bool);
+      c10::SymIntArrayRef, int64_t, double, double, bool, bool, bool, bool, bool);
   static const auto op = find<Op>("torch_projectors::project_gradients");
   return call(op, g, std::tie(volume, images, rotations, shifts), need[0], need[1], need[2], need[3]);
 }
@@ -221,9 +223,9 @@ struct ForwardProject : torch::autograd::Function<ForwardProject> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &volume = saved[0], &rotations = saved[1], &shifts = saved[2];
     const Needs need = needs(ctx, saved);
-    const Geometry g = Geometry::saved(ctx);
-    const Tensor images = ctx->saved_data["friedel"].toBool() ? halved(along[0], g.image_shape.back()) : along[0];
-    const Gradients grad = gradients(volume, images, rotations, shifts, g, {need[0], false, need[1], need[2]});
+    Geometry g = Geometry::saved(ctx);
+    if (ctx->saved_data["friedel"].toBool()) g.pairs_once = true;
+    const Gradients grad = gradients(volume, along[0], rotations, shifts, g, {need[0], false, need[1], need[2]});
     result[0] = grad[0];
     result[1] = grad[2];
     result[2] = grad[3];
@@ -431,7 +433,7 @@ inline Geometry check_options(const Options& options, Shape volume_shape, Shape 
   const double shortest = double(*std::min_element(image_shape.begin(), image_shape.end()));
   const double cutoff = options.fourier_radius_cutoff.value_or(shortest / 2);
   TORCH_CHECK(cutoff > 0, "fourier_radius_cutoff: expected a number > 0, got ", cutoff);
-  return {std::move(volume_shape), std::move(image_shape), int64_t(interpolation), options.oversampling, cutoff};
+  return {std::move(volume_shape), std::move(image_shape), int64_t(interpolation), options.oversampling, cutoff, false};
 }
 
 inline void check_oversampling(double oversampling) {
@@ -658,7 +660,8 @@ inline std::tuple<at::Tensor, at::Tensor> backward_project(const at::Tensor& pro
     for (int64_t& n : volume_shape) n = rounded(double(n) * options.oversampling);
   }
   check_shape("reconstruction_shape", volume_shape, dims, dims);
-  const Geometry g = check_options(options, volume_shape, image_shape);
+  Geometry g = check_options(options, volume_shape, image_shape);
+  g.pairs_once = true;
   check_shifts(shift, image_dims, projections);
   check_weights(weight, projections);
   const bool single = rotations.dim() == 2 && (!shift.defined() || shift.dim() == 1);
@@ -668,11 +671,11 @@ inline std::tuple<at::Tensor, at::Tensor> backward_project(const at::Tensor& pro
   TORCH_CHECK(fits, "leading dimensions and P do not broadcast: projections ", projections.sizes(), ", rotations ",
               rotations.sizes(), ", shifts ", shift.defined() ? shift.sizes() : IntArrayRef(),
               "; projections that are volumes need projection_shape=(D, H, W)");
-  const auto prepared = [&](const Tensor& x) {
-    return x.defined() ? halved(single ? x.unsqueeze(-1 - image_dims) : x, image_shape.back()) : x;
+  const auto to_poses_of = [&](const Tensor& x) {
+    return x.defined() && single ? x.unsqueeze(-1 - image_dims) : x;
   };
   const auto [volume, weight_volume] =
-      fold_backward(prepared(projections), prepared(weight), to_poses(rotations, 2, single, projections),
+      fold_backward(to_poses_of(projections), to_poses_of(weight), to_poses(rotations, 2, single, projections),
                     to_poses(shift, 1, single, projections), g, options.gradient == Gradient::friedel);
   return {with_mates(volume, volume_shape), weight.defined() ? with_mates(weight_volume, volume_shape) : weight_volume};
 }

@@ -3,8 +3,8 @@
  * Half spectra are laid out as rfftn does: DC at index 0, the last axis x stored for frequencies 0..W/2. Shapes are
  * real-space shapes in array order, (D,) H, W. Vectors are (x, y[, z]); matrices act on columns. Arrays are float or
  * double; complex numbers are pairs of them. Strides count entries (numbers or pairs), not bytes; within a volume, an
- * image, a matrix or a shift entries are contiguous. No array is written to but those that are not const, and those
- * may overlap nothing.
+ * image, a matrix or a shift entries are contiguous. Strides of inputs may be 0, where several volumes or poses share
+ * one of them. No array is written to but those that are not const, and those may overlap nothing.
  *
  * Every function returns 0, or an error code; torch_projectors_cpu_message() then says what was wrong. Functions may be
  * called from several threads at once. Nothing is kept between calls.
@@ -14,8 +14,10 @@
 
 #include <stdint.h>
 
-#if defined(_WIN32)
+#if defined(_WIN32) && defined(TORCH_PROJECTORS_CPU_BUILD) /* the library itself is compiled */
 #define TORCH_PROJECTORS_API __declspec(dllexport)
+#elif defined(_WIN32)
+#define TORCH_PROJECTORS_API __declspec(dllimport)
 #else
 #define TORCH_PROJECTORS_API __attribute__((visibility("default")))
 #endif
@@ -39,7 +41,8 @@ enum torch_projectors_interpolation {
   TORCH_PROJECTORS_CUBIC = 3
 };
 
-/* Runs body(context, begin, end) over ranges that cover 0..n, on as many threads as it likes, and returns when all are done. */
+/* Runs body(context, begin, end) over ranges that cover 0..n once, on as many threads as it likes, and returns when all
+ * are done. It is not called for problems too small to pay for threads. */
 typedef void (*torch_projectors_body)(void* context, int64_t begin, int64_t end);
 typedef void (*torch_projectors_runner)(void* pool, int64_t n, torch_projectors_body body, void* context);
 
@@ -47,6 +50,8 @@ typedef struct {
   int32_t size;    /* sizeof(torch_projectors_problem): tells versions apart */
   int32_t scalar;  /* of all arrays */
   int32_t real;    /* 0: volumes and images are complex; 1: real weights, read and added with |interpolation weight| */
+  int32_t pairs_once; /* 1: images count each Friedel pair once: columns 0 and, of even W, W/2 count half, which hold
+                       * both of its members */
   int32_t interpolation;
   int32_t volume_dims, image_dims; /* 2 and 2, 3 and 2, or 3 and 3 */
   int64_t volume_shape[3], image_shape[3]; /* the first volume_dims, image_dims of them */
@@ -55,7 +60,8 @@ typedef struct {
   int64_t batch, poses; /* volumes, and images of each */
   const void* rotations; /* matrices volume_dims x volume_dims, rows contiguous */
   const void* shifts;    /* image_dims numbers each, in pixels; or NULL */
-  int64_t rotation_strides[2], shift_strides[2], image_strides[2]; /* from volume to volume (0: shared), from pose to pose */
+  /* From volume to volume, and from pose to pose. */
+  int64_t rotation_strides[2], shift_strides[2], image_strides[2];
   int64_t volume_stride; /* from volume to volume */
   int32_t threads; /* 0: as many as there are cores; not used with a runner */
   torch_projectors_runner runner; /* or NULL, for threads that are started and joined in the call */
@@ -95,8 +101,8 @@ TORCH_PROJECTORS_API const char* torch_projectors_cpu_version(void);
 TORCH_PROJECTORS_API int32_t torch_projectors_cpu_abi(void);
 
 /* Registers kernels for torch_projectors::forward_project, backward_project and project_gradients with the torch that
- * is in the process (2.10 or later). define_schemas: also define the ops, as a program without Python needs it. May be called
- * again. */
+ * is in the process (2.10 or later). define_schemas: also define the ops, as a program without Python needs it. May be
+ * called again. */
 TORCH_PROJECTORS_API int32_t torch_projectors_cpu_register(int32_t define_schemas);
 
 #ifdef __cplusplus

@@ -21,7 +21,15 @@ class Problem(ctypes.Structure):
     _fields_ = (
         *(
             (name, c_int32)
-            for name in ("size", "scalar", "real", "interpolation", "volume_dims", "image_dims")
+            for name in (
+                "size",
+                "scalar",
+                "real",
+                "pairs_once",
+                "interpolation",
+                "volume_dims",
+                "image_dims",
+            )
         ),
         ("volume_shape", c_int64 * 3),
         ("image_shape", c_int64 * 3),

@@ -110,6 +110,7 @@ def _setting(
     interpolation: int,
     oversampling: float,
     cutoff: float,
+    pairs_once: bool,
 ) -> tuple[Problem, tuple[int, ...], tuple[int, ...]]:
     """The problem, and the stored shapes of all volumes and images. `data` tells batch and precision."""
     volume, image = _shape("volume_shape", volume_shape), _shape("image_shape", image_shape)
@@ -138,6 +139,7 @@ def _setting(
         image_shape=image,
         oversampling=oversampling,
         cutoff=cutoff,
+        pairs_once=int(pairs_once),
         batch=batch,
         poses=poses,
         rotations=rotations.data_ptr(),

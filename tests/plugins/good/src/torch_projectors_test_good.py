@@ -18,8 +18,8 @@ def counting(name, tensors):
 
     def run(*args):
         calls[name] += 1
-        geometry = Geometry(*args[tensors : tensors + 5])
-        return kernel(*args[:tensors], geometry, *args[tensors + 5 :])
+        geometry = Geometry(*args[tensors : tensors + 6])
+        return kernel(*args[:tensors], geometry, *args[tensors + 6 :])
 
     return run
 

@@ -16,7 +16,9 @@ projections = []
 def project():
     volume, rotations = torch.ones(1, 4, 3, dtype=torch.complex64), torch.eye(2)[None, None]
     projections.append(
-        torch.ops.torch_projectors.forward_project(volume, rotations, None, (4, 4), (4, 4), 1, 1.0, 2.0)
+        torch.ops.torch_projectors.forward_project(
+            volume, rotations, None, (4, 4), (4, 4), 1, 1.0, 2.0, False
+        )
     )
 
 
