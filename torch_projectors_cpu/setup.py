@@ -117,7 +117,7 @@ class BuildLibrary(build_ext):
         self.compiler.compile(
             sources,
             output_dir=folder,
-            macros=macros,
+            macros=[("TORCH_PROJECTORS_CPU_BUILD", "1"), *macros],
             include_dirs=["include", str(CORE / "include")],
             extra_postargs=arguments,
         )

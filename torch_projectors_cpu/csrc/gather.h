@@ -199,7 +199,7 @@ struct Reader {
       const Row<T, V> row = view.row(index);
       for (b.first = 0; b.first < row.count; b.first += kBlock) {
         b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
-        b.template locate<slopes>(grid, row, 0, b.count);
+        b.template locate<slopes>(grid, row);
         if (b.all_inside) {
           for (int u = 0; u < b.count; ++u) inside(b, u, values);
         } else {
@@ -306,6 +306,7 @@ void gradients(const Problem& q, const void* volumes, const void* images, void* 
       T* out = grad_image == nullptr ? nullptr : grad_image + at;
       const int n = b.count;
       const Complex<T> c = row.phase;
+      const auto& k = rows.frequencies(row.index);
       alignas(64) T gr[kBlock], gi[kBlock];  // the image, shifted back
       T torque = 0, twist = 0;
       const T first = T(b.first);
@@ -326,7 +327,7 @@ void gradients(const Problem& q, const void* volumes, const void* images, void* 
         if (out != nullptr) shift(b, v.value, view.phases, c, out);
       }
       sum.shift[0] += twist;
-      for (int i = 1; i < I; ++i) sum.shift[i] += double(torque) * double(row.k[i - 1]);
+      for (int i = 1; i < I; ++i) sum.shift[i] += double(torque) * double(k[size_t(i - 1)]);
       if (grad_rotations == nullptr) return;
       for (int a = 0; a < V; ++a) {
         const T* d = v.derivative[a];
@@ -339,7 +340,7 @@ void gradients(const Problem& q, const void* volumes, const void* images, void* 
           lever += f * (first + T(u));
         }
         sum.matrix[a][0] += lever;
-        for (int i = 1; i < I; ++i) sum.matrix[a][i] += double(force) * double(row.k[i - 1]);
+        for (int i = 1; i < I; ++i) sum.matrix[a][i] += double(force) * double(k[size_t(i - 1)]);
       }
     });
   });
@@ -377,7 +378,7 @@ void roof(const Problem& q, const void* volumes, void* images, const Parallel& p
       T* out = static_cast<T*>(images) + (view.start() + index * rows.grid.columns()) * 2;
       for (b.first = 0; b.first < row.count; b.first += kBlock) {
         b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
-        b.template locate<false>(grid, row, 0, b.count);
+        b.template locate<false>(grid, row);
         for (int u = 0; u < b.count; ++u) {
           const auto line = [&](int i) { return load<Pack<T, 4>>(volume + 2 * int64_t(b.offset[i][u])); };
           const auto sum = (line(0) + line(1)) + (line(2) + line(3));

@@ -1,6 +1,7 @@
 // Images row by row, in blocks of samples along x: where each sample lies, and its taps.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -33,7 +34,16 @@ class Rows {
     int64_t n = 1;
     for (int a = 1; a < D; ++a) n *= grid.shape[a];
     columns_.resize(size_t(n));
-    for (int64_t row = 0; row < n; ++row) columns_[size_t(row)] = within(row, cutoff);
+    frequencies_.resize(size_t(n));
+    for (int64_t row = 0; row < n; ++row) {
+      auto& k = frequencies_[size_t(row)];
+      int64_t rest = row;
+      for (int a = 1; a < D; ++a) {
+        k[size_t(a - 1)] = grid.frequency(a, rest % grid.shape[a]);
+        rest /= grid.shape[a];
+      }
+      columns_[size_t(row)] = within(k, cutoff);
+    }
   }
 
   int64_t count() const { return int64_t(columns_.size()); }
@@ -41,19 +51,14 @@ class Rows {
   // How many columns of the row lie within the cutoff.
   int64_t columns(int64_t row) const { return columns_[size_t(row)]; }
 
-  void frequencies(int64_t row, int64_t (&k)[2]) const {  // (y[, z])
-    for (int a = 1; a < D; ++a) {
-      k[a - 1] = grid.frequency(a, row % grid.shape[a]);
-      row /= grid.shape[a];
-    }
-  }
+  using Frequencies = std::array<int64_t, D - 1>;  // (y[, z])
+
+  const Frequencies& frequencies(int64_t row) const { return frequencies_[size_t(row)]; }
 
  private:
-  int64_t within(int64_t row, double cutoff) const {
-    int64_t k[2];
-    frequencies(row, k);
+  int64_t within(const Frequencies& k, double cutoff) const {
     double left = cutoff * cutoff;
-    for (int a = 1; a < D; ++a) left -= double(k[a - 1]) * double(k[a - 1]);
+    for (const int64_t f : k) left -= double(f) * double(f);
     if (!(left >= 0)) return 0;
     const int64_t all = grid.columns();
     if (left >= double(all - 1) * double(all - 1)) return all;
@@ -64,6 +69,7 @@ class Rows {
   }
 
   std::vector<int64_t> columns_;
+  std::vector<Frequencies> frequencies_;
 };
 
 // exp(-2 pi i k s / N) for the frequencies 0..N//2 of every axis of an image.
@@ -72,7 +78,7 @@ class Phases {
  public:
   explicit Phases(const Grid<D>& grid) : grid_(grid) {
     for (int a = 0; a < D; ++a) {
-      re_[a].resize(size_t(grid.shape[a] / 2 + 1), T(1));
+      re_[a].resize(size_t(grid.shape[a] / 2 + 1 + kLanes), T(1));  // to the end of a vector
       im_[a].resize(re_[a].size());
     }
   }
@@ -83,10 +89,10 @@ class Phases {
 
   // Times a factor for each of the columns, of which all but the first and the last are 1.
   void count(const std::vector<T>& counts) {
-    for (const size_t column : {size_t(0), counts.size() - 1}) {
+    const size_t last = size_t(grid_.columns() - 1);
+    for (size_t column = 0; column <= last; column += last > 0 ? last : 1) {
       re_[0][column] *= counts[column];
       im_[0][column] *= counts[column];
-      if (counts.size() == 1) break;
     }
   }
 
@@ -94,11 +100,12 @@ class Phases {
   const T* im() const { return im_[0].data(); }
 
   // Of a row with frequencies (y[, z]).
-  Complex<T> of_row(const int64_t (&k)[2]) const {
+  Complex<T> of_row(const std::array<int64_t, D - 1>& k) const {
     Complex<T> phase{1, 0};
     for (int a = 1; a < D; ++a) {
-      const size_t i = size_t(k[a - 1] < 0 ? -k[a - 1] : k[a - 1]);
-      const T re = re_[a][i], im = k[a - 1] < 0 ? -im_[a][i] : im_[a][i];
+      const int64_t f = k[size_t(a - 1)];
+      const size_t i = size_t(f < 0 ? -f : f);
+      const T re = re_[a][i], im = f < 0 ? -im_[a][i] : im_[a][i];
       phase = {phase.re * re - phase.im * im, phase.re * im + phase.im * re};
     }
     return phase;
@@ -109,7 +116,7 @@ class Phases {
 
   // By products of exp(i angle 2^b): few calls of sin and cos, and errors of a rounding a bit.
   static void fill(double angle, std::vector<T>& re, std::vector<T>& im) {
-    const size_t n = re.size();
+    const size_t n = re.size() - kLanes;
     re[0] = T(1 + 0 * angle);  // not a number for what is not
     im[0] = T(0 * angle);
     for (size_t have = 1; have < n; have *= 2) {
@@ -130,8 +137,8 @@ class Phases {
 template <class T, int V>
 struct Row {
   int64_t index, count;
-  int64_t k[2];  // frequencies (y[, z])
   T step[V], base[V];
+  double columns_per_step[V];  // 1 / step
   Complex<T> phase;
 
   T position(int axis, int64_t column) const { return step[axis] * T(column) + base[axis]; }
@@ -145,12 +152,13 @@ class View {
   Phases<T, I> phases;    // times the counts
   std::vector<T> counts;  // of the columns: how much their entries count in the pairing of volumes and images
   T matrix[V][I];         // times the oversampling
+  double inverse[V];      // of its first column
 
   View(const Problem& q, const Rows<I>& rows)
-      : rows(rows), phases(rows.grid), counts(size_t(rows.grid.columns()), T(1)), q_(q) {
+      : rows(rows), phases(rows.grid), counts(size_t(rows.grid.columns() + kLanes), T(1)), q_(q) {
     if (q.pairs_once) {
       counts[0] = T(0.5);
-      if (rows.grid.shape[0] % 2 == 0) counts.back() = T(0.5);
+      if (rows.grid.shape[0] % 2 == 0) counts[size_t(rows.grid.columns() - 1)] = T(0.5);
     }
     phases.count(counts);
   }
@@ -163,6 +171,7 @@ class View {
         static_cast<const T*>(q_.rotations) + batch * q_.rotation_strides[0] + pose * q_.rotation_strides[1];
     for (int a = 0; a < V; ++a)
       for (int c = 0; c < I; ++c) matrix[a][c] = T(q_.oversampling) * rotation[a * V + c];
+    for (int a = 0; a < V; ++a) inverse[a] = 1 / double(matrix[a][0]);
     if (q_.shifts == nullptr) return;  // all phases are 1, as at first
     phases.set(static_cast<const T*>(q_.shifts) + batch * q_.shift_strides[0] + pose * q_.shift_strides[1]);
     phases.count(counts);
@@ -179,13 +188,14 @@ class View {
     Row<T, V> row;
     row.index = index;
     row.count = rows.columns(index);
-    rows.frequencies(index, row.k);
+    const auto& k = rows.frequencies(index);
     for (int a = 0; a < V; ++a) {
       row.step[a] = matrix[a][0];
+      row.columns_per_step[a] = inverse[a];
       row.base[a] = 0;
-      for (int c = 1; c < I; ++c) row.base[a] += matrix[a][c] * T(row.k[c - 1]);
+      for (int c = 1; c < I; ++c) row.base[a] += matrix[a][c] * T(k[size_t(c - 1)]);
     }
-    row.phase = phases.of_row(row.k);
+    row.phase = phases.of_row(k);
     return row;
   }
 
@@ -212,9 +222,11 @@ struct Block {
   alignas(64) int32_t inside[kBlock];
   bool all_inside;
 
-  // Samples from..to - 1 of it.
+  // Count, to the end of a vector: what lies beyond is computed too, and not used.
+  int whole() const { return (count + kLanes - 1) / kLanes * kLanes; }
+
   template <bool slopes>
-  void locate(const Grid<V>& grid, const Row<T, V>& row, int from, int to) {
+  void locate(const Grid<V>& grid, const Row<T, V>& row) {
     T step[V], base[V], low[V], high[V];
     int32_t size[V];
     for (int a = 0; a < V; ++a) {
@@ -230,12 +242,9 @@ struct Block {
     const int32_t columns = int32_t(grid.columns()), plane = int32_t(uint32_t(columns) * uint32_t(size[1]));
     int32_t good = 1;
     const T start = T(first);
-    const int end = to;
-    // Whole vectors: what lies before and after is computed too, and not used.
-    from = from / kLanes * kLanes;
-    to = (to + kLanes - 1) / kLanes * kLanes;
+    const int end = count, to = whole();
 #pragma omp simd reduction(& : good) simdlen(kLanes)
-    for (int u = from; u < to; ++u) {
+    for (int u = 0; u < to; ++u) {
       T p[V], f[V];
       for (int a = 0; a < V; ++a) p[a] = step[a] * (start + T(u)) + base[a];
       T s;
@@ -272,7 +281,7 @@ struct Block {
     for (int a = 1; a < V; ++a) {
       for (int i = 0; i < taps; ++i) {
 #pragma omp simd simdlen(kLanes)
-        for (int u = from; u < to; ++u) {
+        for (int u = 0; u < to; ++u) {
           weight[a][i][u] = torch_projectors::weight<Interpolation>(i, t[a][u]);
           if (slopes) slope[a][i][u] = torch_projectors::slope<Interpolation>(i, t[a][u]);
         }

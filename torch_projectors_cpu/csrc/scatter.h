@@ -29,7 +29,7 @@ struct Part {
 // Columns for which low <= sign * position <= high, and some more for rounding.
 template <class T, int V>
 inline Part between(const Row<T, V>& row, int axis, int sign, double low, double high) {
-  const double inverse = sign / double(row.step[axis]), base = sign * double(row.base[axis]), n = double(row.count);
+  const double inverse = sign * row.columns_per_step[axis], base = sign * double(row.base[axis]), n = double(row.count);
   const double a = (low - 0.01 - base) * inverse, b = (high + 0.01 - base) * inverse;
   if (a + b != a + b) return {0, row.count};  // not numbers
   const double from = std::min(a, b), to = std::max(a, b) + 1;
@@ -48,7 +48,7 @@ struct Writer {
   T* volume;
   T* weights;         // or null
   int64_t low, high;  // own frequencies of the slowest axis: low <= k < high
-  alignas(64) int32_t own[kBlock];  // whether all taps of a sample are inside, and own
+  alignas(64) int32_t task[kBlock];  // of a sample: 0 if none of its taps are own, 1 if all are inside and own, or 2
 
   static T tap_size(T w) { return Interpolation::negative ? magnitude(w) : w; }
   static T tap_weight(T w) { return real ? tap_size(w) : w; }
@@ -79,6 +79,12 @@ struct Writer {
   }
 
   void anywhere(const T (&p)[V], const T* value, T weight, T sign) const {
+    // Whether any tap along the slowest axis, or its mate, may be own; all are asked that lie at the lowest frequency.
+    const T lowest = std::floor(p[V - 1] + T(Interpolation::rounding)) + T(Interpolation::first);
+    const T highest = lowest + T(taps - 1), half = T(grid.shape[V - 1] / 2);
+    if ((highest < T(low) || lowest >= T(high)) && (-lowest < T(low) || -highest >= T(high)) && lowest > -half &&
+        highest < half && p[0] - p[0] == 0 && p[1] - p[1] == 0)
+      return;
     const int64_t slice = grid.size() / grid.shape[V - 1];
     // What is own, in entries: of frequencies >= 0, and of others.
     const int64_t from = std::max<int64_t>(low, 0) * slice, to = std::max<int64_t>(high, 0) * slice;
@@ -104,58 +110,68 @@ struct Writer {
     if (weights != nullptr) weights[0] = T(NAN);
   }
 
-  static constexpr int kParts = 5;
-
-  // Samples with taps in this range. First those near x = 0, which may have mirrored taps, and signs that rounding
-  // decides; then those left of them, and right, by columns: an order that does not depend on the range.
-  void touching(const Row<T, V>& row, Part (&parts)[kParts]) const {
+  // Where samples with taps in this range may be: two parts of a row, in order.
+  void touching(const Row<T, V>& row, Part (&parts)[2]) const {
     const int64_t half = grid.shape[V - 1] / 2;
-    const double from = double(low - Interpolation::first - taps), to = double(high - Interpolation::first);
+    const double from = double(low - Interpolation::first - taps + 1) - Interpolation::rounding,
+                 to = double(high - Interpolation::first);
     // -n/2 of an even axis is stored as n/2: its samples lie at the other end.
     const bool lowest = grid.shape[V - 1] % 2 == 0 && high > half;
     const double edge = double(-half - Interpolation::first + 1);
-    const auto mine = [&](int sign) { return between(row, V - 1, sign, from, to); };
-    const auto end = [&](int sign) { return lowest ? between(row, V - 1, sign, -HUGE_VAL, edge) : Part{0, 0}; };
-    Part near = between(row, 0, 1, Interpolation::first - 1, -Interpolation::first);
-    if (near.empty()) near = {row.count, row.count};
-    parts[0] = near.empty() ? near : near.within(mine(1).with(mine(-1)).with(end(1)).with(end(-1)));
-    int n = 1;
-    for (const Part& side : {Part{0, near.from}, Part{near.to, row.count}}) {
-      const int sign = !side.empty() && row.position(0, side.from) < 0 ? -1 : 1;
-      Part first = mine(sign).within(side), second = end(sign).within(side);
-      if (second.from < first.from) std::swap(first, second);
-      if (!first.empty() && !second.empty() && second.from < first.to) {
-        first = first.with(second);
-        second = {0, 0};
-      }
-      parts[n++] = first;
-      parts[n++] = second;
-    }
+    parts[0] = parts[1] = {0, 0};
+    // Most rows that have none are seen to have none at once. One that has no numbers is not passed over.
+    const double z[] = {double(row.base[V - 1]), double(row.position(V - 1, row.count - 1))};
+    const double least = std::min(z[0], z[1]), most = std::max(z[0], z[1]);
+    if (!lowest && ((most < from - 1 || least > to + 1) && (-least < from - 1 || -most > to + 1))) return;
+    const auto mine = [&](int sign) {
+      const Part part = between(row, V - 1, sign, from, to);
+      return lowest ? part.with(between(row, V - 1, sign, -HUGE_VAL, edge)) : part;
+    };
+    // Near x = 0 are those that may have mirrored taps, and whose sign rounding decides.
+    const Part near = between(row, 0, 1, Interpolation::first - 1, -Interpolation::first);
+    const int first = row.base[0] < 0 ? -1 : 1;
+    const Part ahead = mine(first), behind = near.empty() ? Part{0, 0} : mine(-first);
+    parts[0] = near.empty() ? ahead : ahead.within({0, near.from});
+    parts[1] = near.empty() ? behind : behind.within({near.to, row.count});
+    const Part between = near.within(ahead.with(behind));
+    if (between.empty()) return;
+    Part& neighbour = parts[0].empty() ? parts[1] : parts[0];
+    neighbour = neighbour.with(between);
   }
 
-  // What is own of the samples from..to - 1 of a block.
-  void locate(const Block<Interpolation, T, V>& b, int from, int to) {
+  // What there is to do with the samples of a block.
+  void sort(const Block<Interpolation, T, V>& b) {
     const int32_t least = int32_t(low), most = int32_t(high - taps);
-#pragma omp simd
-    for (int u = from; u < to; ++u) own[u] = b.inside[u] & int32_t(b.lowest[u] >= least) & int32_t(b.lowest[u] <= most);
+#pragma omp simd simdlen(kLanes)
+    for (int u = 0; u < b.whole(); ++u) {
+      const int32_t k = b.lowest[u];
+      const int32_t none = b.inside[u] & (int32_t(k <= least - taps) | int32_t(k >= most + taps));
+      const int32_t all = b.inside[u] & int32_t(k >= least) & int32_t(k <= most);
+      task[u] = none ? 0 : all ? 1 : 2;
+    }
   }
 
   // `values` are mirrored as the block is.
   template <bool weighted>
-  void write(const Block<Interpolation, T, V>& b, const Row<T, V>& row, int from, int to, const T* values,
+  void write(const Block<Interpolation, T, V>& b, const Row<T, V>& row, const T* values,
              const T* sample_weights) const {
-    for (int u = from; u < to; ++u) {
+    for (int u = 0; u < b.count; ++u) {
       const T weight = weighted ? sample_weights[u] : T(0);
-      if (own[u]) {
+      if (task[u] == 1) {
         inside<weighted, true>(b, u, values + numbers * u, weight);
-      } else if (b.inside[u]) {
-        inside<weighted, false>(b, u, values + numbers * u, weight);
-      } else {
-        T p[V];
-        for (int a = 0; a < V; ++a) p[a] = row.position(a, b.first + u);
-        anywhere(p, values + numbers * u, weight, b.sign[u]);
+      } else if (task[u] != 0) {
+        some<weighted>(b, row, u, values + numbers * u, weight);
       }
     }
+  }
+
+  // Some taps may be mirrored, stored elsewhere, or not own.
+  template <bool weighted>
+  void some(const Block<Interpolation, T, V>& b, const Row<T, V>& row, int u, const T* value, T weight) const {
+    if (b.inside[u]) return inside<weighted, false>(b, u, value, weight);
+    T p[V];
+    for (int a = 0; a < V; ++a) p[a] = row.position(a, b.first + u);
+    anywhere(p, value, weight, b.sign[u]);
   }
 };
 
@@ -223,49 +239,40 @@ void backproject(const Problem& q, const void* images, const void* weights, void
       for (int64_t index = 0; index < rows.count(); ++index) {
         if (rows.columns(index) == 0) continue;
         const Row<T, V> row = view.row(index);
-        Part parts[Writer<Interpolation, T, V, real>::kParts], all{0, 0};
+        Part parts[2];
         writer.touching(row, parts);
-        for (const Part& part : parts) all = all.with(part);
-        for (block.first = all.from / kBlock * kBlock; block.first < all.to; block.first += kBlock) {
-          const auto local = [&](const Part& part) {
-            const Part here = part.within({block.first, std::min(block.first + kBlock, row.count)});
-            return Part{here.from - block.first, here.to - block.first};
-          };
-          Part any{0, 0};
-          for (const Part& part : parts) any = any.with(local(part));
-          if (any.empty()) continue;
-          const int from = int(any.from), to = int(any.to);
-          block.template locate<false>(grid, row, from, to);
-          writer.locate(block, from, to);
-          const int64_t start = view.start() + index * rows.grid.columns() + block.first;
-          const T* in = static_cast<const T*>(images) + start * numbers;
-          const T* counts = view.counts.data() + block.first;
-          if (weights != nullptr) {
-            const T* w = static_cast<const T*>(weights) + start;
+        for (const Part& part : parts)
+          for (block.first = part.from; block.first < part.to; block.first += kBlock) {
+            block.count = int(std::min<int64_t>(part.to - block.first, kBlock));
+            block.template locate<false>(grid, row);
+            writer.sort(block);
+            // In whole vectors where another row follows in memory.
+            const int end = index + 1 < rows.count() && rows.grid.columns() >= kLanes ? block.whole() : block.count;
+            const int64_t start = view.start() + index * rows.grid.columns() + block.first;
+            const T *in = static_cast<const T*>(images) + start * numbers, *counts = view.counts.data() + block.first;
+            if (weights != nullptr) {
+              const T* w = static_cast<const T*>(weights) + start;
 #pragma omp simd
-            for (int u = from; u < to; ++u) sample_weights[u] = w[u] * counts[u];
-          }
-          if (real) {
-#pragma omp simd
-            for (int u = from; u < to; ++u) values[u] = in[u] * counts[u];
-          } else {
-            const Complex<T> c = row.phase;
-            const T *xr = view.phases.re() + block.first, *xi = view.phases.im() + block.first;
-#pragma omp simd
-            for (int u = from; u < to; ++u) {
-              const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
-              values[numbers * u] = in[2 * u] * re + in[2 * u + 1] * im;
-              values[numbers * u + numbers - 1] = (in[2 * u + 1] * re - in[2 * u] * im) * block.sign[u];
+              for (int u = 0; u < end; ++u) sample_weights[u] = w[u] * counts[u];
             }
-          }
-          for (const Part& part : parts) {
-            const Part here = local(part);
+            if (real) {
+#pragma omp simd
+              for (int u = 0; u < end; ++u) values[u] = in[u] * counts[u];
+            } else {
+              const Complex<T> c = row.phase;
+              const T *xr = view.phases.re() + block.first, *xi = view.phases.im() + block.first;
+#pragma omp simd
+              for (int u = 0; u < end; ++u) {
+                const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
+                values[numbers * u] = in[2 * u] * re + in[2 * u + 1] * im;
+                values[numbers * u + numbers - 1] = (in[2 * u + 1] * re - in[2 * u] * im) * block.sign[u];
+              }
+            }
             if (weights == nullptr)
-              writer.template write<false>(block, row, int(here.from), int(here.to), values, sample_weights);
+              writer.template write<false>(block, row, values, sample_weights);
             else
-              writer.template write<true>(block, row, int(here.from), int(here.to), values, sample_weights);
+              writer.template write<true>(block, row, values, sample_weights);
           }
-        }
       }
     }
   };
