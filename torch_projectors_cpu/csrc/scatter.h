@@ -129,14 +129,16 @@ struct Writer {
     };
     // Near x = 0 are those that may have mirrored taps, and whose sign rounding decides.
     const Part near = between(row, 0, 1, Interpolation::first - 1, -Interpolation::first);
-    const int first = row.base[0] < 0 ? -1 : 1;
-    const Part ahead = mine(first), behind = near.empty() ? Part{0, 0} : mine(-first);
-    parts[0] = near.empty() ? ahead : ahead.within({0, near.from});
-    parts[1] = near.empty() ? behind : behind.within({near.to, row.count});
-    const Part between = near.within(ahead.with(behind));
-    if (between.empty()) return;
+    const auto side = [&](int64_t column) { return row.position(0, column) < 0 ? -1 : 1; };
+    if (near.empty()) {
+      parts[0] = mine(side(0));
+      return;
+    }
+    const Part either = near.within(mine(1).with(mine(-1)));
+    if (near.from > 0) parts[0] = mine(side(0)).within({0, near.from});
+    if (near.to < row.count) parts[1] = mine(side(row.count - 1)).within({near.to, row.count});
     Part& neighbour = parts[0].empty() ? parts[1] : parts[0];
-    neighbour = neighbour.with(between);
+    if (!either.empty()) neighbour = neighbour.with(either);
   }
 
   // What there is to do with the samples of a block.
