@@ -48,18 +48,16 @@ def torch_projectors_register(torch_version):
     library.impl("forward_project", forward_project, "CPU")
 
 
-def forward_project(
-    volume, rotations, shifts, volume_shape, image_shape, interpolation, oversampling, cutoff, pairs_once
-):
-    if len(volume_shape) == 2 or len(image_shape) == 3 or interpolation != INTERPOLATION_CODES["nearest"] or pairs_once:
-        return torch.ops.torch_projectors_reference.forward_project(
-            volume, rotations, shifts, volume_shape, image_shape, interpolation, oversampling, cutoff, pairs_once
-        )
+def forward_project(volume, rotations, shifts, *geometry):
+    volume_shape, image_shape, interpolation, oversampling, cutoff, pairs_once = geometry
+    if len(volume_shape) == 2 or len(image_shape) == 3 or interpolation != INTERPOLATION_CODES["nearest"]:
+        return torch.ops.torch_projectors_reference.forward_project(volume, rotations, shifts, *geometry)
     height, width = image_shape
     y = torch.arange(height)
     y = torch.where(y > height // 2, y - height, y)[:, None].expand(-1, width // 2 + 1)
     x = torch.arange(width // 2 + 1).expand(height, -1)
     k = torch.stack([x, y], -1).to(rotations)  # frequencies of the image, [H, W//2+1, 2]
+    paired = (x == 0) | (2 * x == width)  # columns that hold both members of each Friedel pair
 
     position = oversampling * torch.einsum("bpij,hwj->bphwi", rotations[..., :2], k)
     tap = (position + 0.5).floor().long()  # (x, y, z)
@@ -76,6 +74,8 @@ def forward_project(
     if shifts is not None:
         turns = torch.einsum("bpi,hwi->bphw", shifts, k / k.new_tensor([width, height]))
         values = values * torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
+    if pairs_once:
+        values = torch.where(paired, values / 2, values)
     return torch.where(inside, values, 0)
 """
 

@@ -30,6 +30,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def need(*programs: str) -> None:
+    if sys.platform == "win32":
+        pytest.skip("the commands are those of a Unix shell")
     missing = [name for name in programs if shutil.which(name) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
