@@ -54,6 +54,12 @@ def fold_forward(
     Returns images [..., P, *grid of an image].
     """
     leading = max(volume.dim() - grid, rotations.dim() - 3, 0 if shifts is None else shifts.dim() - 2)
+    if leading == 0 and (
+        shifts is None or shifts.shape[0] == rotations.shape[0]
+    ):  # as below, several times faster
+        return project(
+            volume.unsqueeze(0), rotations.unsqueeze(0), None if shifts is None else shifts.unsqueeze(0)
+        ).squeeze(0)
     volume = _aligned(volume, grid, leading)
     rotations = _aligned(rotations, 3, leading)
     shifts = None if shifts is None else _aligned(shifts, 2, leading)
@@ -101,6 +107,11 @@ def fold_backward(
     trailing = [grid + 1, grid + 1, 3, 2]
     tensors = [images, weights, rotations, shifts]
     leading = max(x.dim() - t for x, t in zip(tensors, trailing) if x is not None)
+    if (
+        leading == 0 and len({x.shape[0] for x in tensors if x is not None}) == 1
+    ):  # as below, several times faster
+        volume, weight_volume = backproject(*[None if x is None else x.unsqueeze(0) for x in tensors])
+        return volume.squeeze(0), weight_volume if weights is None else weight_volume.squeeze(0)
     tensors = [None if x is None else _aligned(x, t, leading) for x, t in zip(tensors, trailing)]
     *lead, poses = broadcast(*[x.shape[: leading + 1] for x in tensors if x is not None])
     batch = math.prod(lead)

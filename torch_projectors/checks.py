@@ -121,8 +121,9 @@ def check_weights(
             raise ValueError(f"{name}: expected values >= 0, got {smallest}")
 
 
-def check_broadcast(*arguments: tuple[str, Optional[Tensor], int], hint: str = "") -> None:
-    present = [(name, x.shape[: x.dim() - trailing]) for name, x, trailing in arguments if x is not None]
+def check_broadcast(*arguments: tuple[str, Optional[Sequence[int]]], hint: str = "") -> None:
+    """Of leading dimensions, P the last of them."""
+    present = [(name, lead) for name, lead in arguments if lead is not None]
     try:
         broadcast(*[lead for _, lead in present])
     except ValueError:
@@ -193,7 +194,7 @@ def _readable(x: Tensor) -> bool:
 
 
 def check_finite(name: str, x: Tensor) -> None:
-    # The sum of 0 * x is 0, unless something is not finite: a third of the cost of isfinite.
-    if _readable(x) and (x.detach() * 0).sum().item() != 0:
-        bad = torch.nonzero(~torch.isfinite(x.detach()))[0].tolist()
-        raise ValueError(f"{name}: expected finite values, got {x[tuple(bad)].item()} at index {bad}")
+    # A sum is finite only if all terms are: a quarter of the cost of isfinite.
+    if _readable(x) and not math.isfinite(x.detach().sum().item()):
+        for bad in torch.nonzero(~torch.isfinite(x.detach())).tolist():
+            raise ValueError(f"{name}: expected finite values, got {x[tuple(bad)].item()} at index {bad}")

@@ -91,10 +91,10 @@ def forward_project(
     check_shifts(shifts, len(image_shape), reconstruction.device)
     single = rotations.dim() == 2 and (shifts is None or shifts.dim() == 1)
     check_broadcast(
-        ("rotations", rotations, 2),
-        ("shifts", shifts, 1),
+        ("rotations", rotations.shape[:-2]),
+        ("shifts", None if shifts is None else shifts.shape[:-1]),
         # No dimension of the reconstruction pairs with P.
-        ("reconstruction", None if single else reconstruction.unsqueeze(-1 - dims), dims),
+        ("reconstruction", None if single else (*reconstruction.shape[:-dims], 1)),
     )
     rotations, shifts = _pose(rotations, shifts, single, reconstruction)
     project = partial(ops.selected(reconstruction.device).forward_project, geometry=geometry, friedel=friedel)
@@ -166,9 +166,9 @@ def backward_project(
     single = rotations.dim() == 2 and (shifts is None or shifts.dim() == 1)
     volumes = projection_shape is None and dims == 3
     check_broadcast(
-        ("rotations", rotations, 2),
-        ("shifts", shifts, 1),
-        ("projections", projections, image_dims),
+        ("rotations", rotations.shape[:-2]),
+        ("shifts", None if shifts is None else shifts.shape[:-1]),
+        ("projections", projections.shape[:-image_dims]),
         hint="; projections that are volumes need projection_shape=(D, H, W)" if volumes else "",
     )
     rotations, shifts = _pose(rotations, shifts, single, projections)
@@ -189,12 +189,14 @@ def _pose(
     """Poses with P, in the precision of the data."""
     dtype = real_dtype(data)
     check_finite("rotations", rotations)
-    rotations = rotations.to(dtype)
+    if rotations.dtype != dtype:
+        rotations = rotations.to(dtype)
     if single or rotations.dim() == 2:
         rotations = rotations.unsqueeze(-3)
     if shifts is not None:
         check_finite("shifts", shifts)
-        shifts = shifts.to(dtype)
+        if shifts.dtype != dtype:
+            shifts = shifts.to(dtype)
         if single or shifts.dim() == 1:
             shifts = shifts.unsqueeze(-2)
     return rotations, shifts

@@ -38,7 +38,10 @@ from .spectrum import stored_shape
 NAMESPACE = "torch_projectors"
 REFERENCE_NAMESPACE = "torch_projectors_reference"
 
-_GEOMETRY = "SymInt[] volume_shape, SymInt[] image_shape, int interpolation, float oversampling, float cutoff, bool pairs_once"
+_GEOMETRY = (
+    "SymInt[] volume_shape, SymInt[] image_shape, int interpolation, float oversampling, float cutoff, "
+    "bool pairs_once"
+)
 SCHEMAS = {
     "forward_project": f"(Tensor volume, Tensor rotations, Tensor? shifts, {_GEOMETRY}) -> Tensor",
     "backward_project": (
@@ -62,6 +65,15 @@ def _differentiated(tensors: Iterable[Optional[Tensor]]) -> bool:
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.is_contiguous() and not x.is_conj() and not x.is_neg()
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Contiguous, without the lazy conjugate and negative bits, which Python kernels do not see while tracing."""
+    return x.resolve_conj().resolve_neg().contiguous()
 
 
 def _forward_project(volume: Tensor, rotations: Tensor, shifts: Optional[Tensor], *geometry: Any) -> Tensor:
@@ -142,6 +154,7 @@ class Operators:
                 setup_context=partial(_setup_bare, function, self),
                 lib=self.library,
             )
+        self.overloads = {name: getattr(self.bare, name).default for name in SCHEMAS}
 
     def _after_plugins(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         """The first call that falls through to the reference loads the plugins, and is dispatched once more."""
@@ -206,12 +219,16 @@ class Operators:
     def _call(
         self, name: str, tensors: tuple[Optional[Tensor], ...], geometry: Geometry, friedel: bool, *need: bool
     ) -> Any:
-        # Python kernels do not see the lazy conjugate and negative bits while a graph is traced.
-        plain = [x if x is None else x.resolve_conj().resolve_neg().contiguous() for x in tensors]
-        if not tracing() and _differentiated(plain):
-            return FUNCTIONS[name].apply(*plain, *geometry, *need, self, friedel)
+        traced = tracing()
+        plain = [x if x is None or (not traced and _is_plain(x)) else _plain(x) for x in tensors]
+        if not traced:
+            if _differentiated(plain):
+                return FUNCTIONS[name].apply(*plain, *geometry, *need, self, friedel)
+            # A third of the cost of a call in which autograd looks whether there is something to record.
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.overloads[name](*plain, *geometry, *need)
         result = getattr(self.bare, name)(*plain, *geometry, *need)
-        if not (friedel and tracing()):
+        if not friedel:
             return result
         if name == "forward_project":
             return CountPairsOnce.apply(result, geometry.image_shape[-1])
