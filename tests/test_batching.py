@@ -51,6 +51,7 @@ LEADING = [
     ((4, 1), (2, 3), (4, 1, 3)),
     ((4, 1), (1, 2, 3), (1, 1, 1)),
     ((2, 1, 3), (4, 1, 2), (3, 2)),
+    ((2,), (3, 4, 1, 2), (2,)),  # the batch goes before two dimensions of the poses: not its own inverse
 ]
 
 

@@ -446,6 +446,31 @@ def test_registering_again_changes_nothing(define_schemas):
 
 
 @stable_interface
+@pytest.mark.parametrize("order", ["import, register", "register, import"])
+def test_a_program_and_the_core_may_both_define_the_ops(order):
+    program = """
+    import sys
+
+    import torch
+    from torch_projectors_cpu import library
+
+    for what in sys.argv[1].split(", "):
+        if what == "import":
+            import torch_projectors
+        else:
+            assert library.load().torch_projectors_cpu_register(1) == 0, library.message()
+    volume = torch.randn(6, 6, 4, dtype=torch.complex64, requires_grad=True)
+    images = torch_projectors.forward_project(volume, torch.eye(3)[None])
+    images.abs().sum().backward()
+    assert volume.grad.abs().sum() > 0
+    compiled = torch.compile(torch_projectors.forward_project, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(volume.detach(), torch.eye(3)[None]), images.detach())
+    assert torch_projectors.backends()["cpu"].status == "loaded"
+    """
+    run(program, order)
+
+
+@stable_interface
 def test_a_program_without_the_python_core_gets_the_same_ops(tmp_path):
     program = """
     import sys

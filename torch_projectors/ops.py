@@ -140,7 +140,9 @@ class Operators:
         self.bare = getattr(torch.ops, namespace)
         for name, schema in SCHEMAS.items():
             kernel, fake = KERNELS[name]
-            self.library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+            # A C++ program may have defined the ops before Python was started in it.
+            if not torch._C._jit_get_schemas_for_operator(f"{namespace}::{name}"):
+                self.library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
             self.library.impl(
                 name,
                 self._after_plugins(name, kernel) if with_plugins else kernel,
