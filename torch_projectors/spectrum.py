@@ -65,9 +65,10 @@ def with_mates_(spectrum: Tensor, shape: Sequence[int]) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _WithMates.apply(spectrum, shape)
-    _, mates = _planes_and_mates(spectrum, shape)
-    for column, mate in zip(paired_columns(shape[-1]), mates.unbind(-1)):
-        spectrum[..., column].add_(mate)
+    width = shape[-1]
+    planes = spectrum[..., :: width // 2] if width % 2 == 0 else spectrum[..., :1]
+    axes = tuple(range(-len(shape), -1))
+    planes.add_(torch.roll(torch.flip(planes, axes), [1] * len(axes), axes).conj())
     return spectrum
 
 
