@@ -16,7 +16,7 @@ import torch
 import torch_projectors
 from torch_projectors.geometry import INTERPOLATION_CODES
 
-from . import accuracy, machine, memory
+from . import accuracy, machine, memory, report, speed
 from .problems import DTYPES, GEOMETRIES, OPERATIONS, Arrays, Problem, calls, peer_calls, roof_calls
 from .timing import interleaved
 
@@ -27,6 +27,9 @@ POSES = {
     "3-3": {64: 8, 128: 2, 256: 1},
 }
 PEER = ("torch_fourier_slice", "torch_ctf")
+
+# Of no use to --accuracy and --report.
+PROBLEM = ("boxes", "poses", "geometry", "interpolation", "compare", "memory")
 
 EXAMPLE = """\
 operations:
@@ -51,6 +54,10 @@ examples:
       peak memory beyond inputs and outputs, at box 256 with 16 and 512 poses
   python -m benchmarks --accuracy --threads 1
       errors of every interpolation and oversampling, and what they cost
+  python -m benchmarks --report --threads 2 --json benchmarks/results/cpu_report.json
+      how time and memory of the CPU backend depend on all else; a part that is in the file already is replaced
+  python -m benchmarks --report threads call
+      two of its parts
 """
 
 
@@ -79,6 +86,9 @@ def arguments() -> argparse.Namespace:
     add("--compare", action="store_true", help="time torch-fourier-slice in turn with ours")
     add("--memory", action="store_true", help="measure memory instead of time")
     add("--accuracy", action="store_true", help="measure errors against a closed form, and time beside them")
+    add("--report", nargs="*", choices=list(report.PARTS), metavar="PART",
+        help=f"measure how the CPU backend's time and memory grow, all or some of {', '.join(report.PARTS)}; "
+        "large takes 14 GB")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write results and machine there")
     args = parser.parse_args()
 
@@ -95,13 +105,17 @@ def arguments() -> argparse.Namespace:
         parser.error("--compare times, and --memory does not")
     if args.memory and (sys.platform == "win32" or args.device.type == "mps"):
         parser.error("--memory works on the CPU of Linux and macOS, and on CUDA")
-    if args.accuracy:
-        others = ("boxes", "poses", "geometry", "interpolation", "compare", "memory")
-        given = [f"--{name}" for name in others if vars(args)[name]]
-        if given:
-            parser.error(f"--accuracy has problems of its own, and no use for {', '.join(given)}")
-        if args.device.type == "mps":
-            parser.error("--accuracy takes double precision, which MPS has not")
+    given = [f"--{name}" for name in PROBLEM if vars(args)[name]]
+    studies = [f"--{name}" for name in ("accuracy", "report") if vars(args)[name] not in (None, False)]
+    if len(studies) > 1 or (studies and given):
+        parser.error(f"{studies[0]} has problems of its own, and no use for {', '.join(studies[1:] + given)}")
+    if args.accuracy and args.device.type == "mps":
+        parser.error("--accuracy takes double precision, which MPS has not")
+    compiled = serves(args, "cpu") and sys.platform != "win32"
+    if args.report is not None and not compiled:
+        parser.error("--report measures the CPU backend, on Linux and macOS")
+    # Of a quick run-through the report is the second half.
+    args.thorough = args.quick and compiled and not studies and not given
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.quick:
@@ -118,6 +132,11 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def serves(args: argparse.Namespace, name: str) -> bool:
+    with torch_projectors.use_backend(args.backend):
+        return torch_projectors.plugins.serving(args.device) == name
+
+
 def poses(args: argparse.Namespace, geometry: str, box: int) -> int:
     if args.poses:
         return args.poses[args.boxes.index(box) if len(args.poses) > 1 else 0]
@@ -129,6 +148,12 @@ def poses(args: argparse.Namespace, geometry: str, box: int) -> int:
 def progress(text: str) -> None:
     end = "\r" if sys.stderr.isatty() else "\n"
     print(f"{text:<100}" if end == "\r" else text, end=end, file=sys.stderr, flush=True)
+
+
+def end_progress() -> None:
+    if sys.stderr.isatty():
+        progress("")
+    print()
 
 
 def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -183,6 +208,21 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
+def reported(
+    args: argparse.Namespace, parts: list[str], about: dict[str, Any], file: Optional[Path] = None
+) -> None:
+    run = report.Run(report.QUICK if args.quick else report.Sizes(), args.dtype, args.repeats, progress)
+    for part in parts:
+        start = time.perf_counter()
+        document = {part: {**about, "results": report.measure(part, run)}}
+        progress(f"{part}: {time.perf_counter() - start:.0f} s")
+        end_progress()
+        speed.show(document)
+        if file:  # at once, so that no part is lost with a later one
+            known = json.loads(file.read_text()) if file.exists() else {}
+            file.write_text(json.dumps({**known, **document}, indent=2) + "\n")
+
+
 def table(results: list[dict[str, Any]], columns: dict[str, Any]) -> None:
     """Columns are (format, value of a row); a value of None is left blank."""
     head = ["geometry", "interpolation", "box", "poses", "operation", *columns]
@@ -213,15 +253,17 @@ def main() -> None:
     args = arguments()
     where = machine.describe(args.device, args.backend)
     print("\n".join(f"{name:>16}: {value}" for name, value in where.items()), flush=True)
+    settings = {"dtype": args.dtype, "repeats": args.repeats, "quick": args.quick}
+    about = {"machine": where, "settings": settings}
     with torch_projectors.use_backend(args.backend):
+        if args.report is not None:
+            return reported(args, args.report or list(report.PARTS), about, args.json)
         if args.accuracy:
             study = accuracy.QUICK if args.quick else accuracy.Study()
             results = accuracy.run(study, args.dtype, args.device, args.repeats, progress)
         else:
             results = measured(args) if args.memory else timed(args)
-    if sys.stderr.isatty():
-        progress("")
-    print()
+    end_progress()
     if args.accuracy:
         accuracy.show(results)
     elif args.memory:
@@ -251,9 +293,10 @@ def main() -> None:
                 "\npeer: torch-fourier-slice, linear slices only. ratio: peer / no shifts; above 1, ours is faster."
             )
     if args.json:
-        settings = {"dtype": args.dtype, "repeats": args.repeats, "quick": args.quick}
-        document = {"machine": where, "settings": settings, "results": results}
-        args.json.write_text(json.dumps(document, indent=2) + "\n")
+        args.json.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
+    if args.thorough:
+        with torch_projectors.use_backend(args.backend):
+            reported(args, list(report.PARTS), about)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from torch_projectors import backward_project, forward_project, realspace, rotat
 from torch_projectors.geometry import INTERPOLATION_CODES
 from torch_projectors.spectrum import halved, radii, shell_sums, stored_shape, within
 
-from .problems import DTYPES, OPERATIONS, Arrays, Problem, gradient
+from .problems import DTYPES, OPERATIONS, Arrays, Problem, calls
+from .tables import aligned, markdown, rewrite
 from .timing import interleaved
 
 ROOT = Path(__file__).parents[1]
@@ -242,12 +242,11 @@ def costs(study: Study, dtype: torch.dtype, device: torch.device, repeats: int) 
     """Wall time by projection, all choices taking turns, and bytes of the padded half spectrum."""
     turns: dict[tuple[str, float, str], Callable[[], Any]] = {}
     for oversampling in OVERSAMPLING:
-        padded = round(oversampling * study.box)
-        volume = Arrays(Problem("3-2", "linear", padded, 1), dtype, device).volume
-        arrays = Arrays(Problem("3-2", "linear", study.box, study.timed), dtype, device)
-        for interpolation in INTERPOLATION_CODES:
-            for operation, call in _calls(arrays, volume, interpolation, oversampling).items():
-                turns[interpolation, oversampling, operation] = call
+        problems = [Problem("3-2", i, study.box, study.timed, oversampling) for i in INTERPOLATION_CODES]
+        arrays = Arrays(problems[0], dtype, device)
+        for problem in problems:
+            for operation, call in calls(problem, arrays).items():
+                turns[problem.interpolation, oversampling, operation] = call
     times: dict[tuple[str, float, str], float] = {}
     for operation in OPERATIONS:
         of = {key: call for key, call in turns.items() if key[2] == operation}
@@ -267,24 +266,6 @@ def costs(study: Study, dtype: torch.dtype, device: torch.device, repeats: int) 
         }
         for interpolation, oversampling in CHOICES
     ]
-
-
-def _calls(
-    arrays: Arrays, volume: Tensor, interpolation: str, oversampling: float
-) -> dict[str, Callable[[], Any]]:
-    a, box = arrays, arrays.images.shape[-2]
-    padded = (round(oversampling * box),) * 3
-
-    def forward(volume: Tensor, rotations: Tensor, shifts: Tensor) -> Tensor:
-        return forward_project(volume, rotations, shifts, (box, box), interpolation, oversampling)
-
-    return {
-        "forward": lambda: forward(volume, a.rotations, a.shifts),
-        "backward": lambda: backward_project(
-            a.images, a.rotations, a.shifts, padded, interpolation, oversampling, weights=a.weights
-        ),
-        "gradient": lambda: gradient(forward, (volume, a.rotations, a.shifts), a.images),
-    }
 
 
 def mean(errors: Tensor) -> float:
@@ -365,17 +346,6 @@ def tables(document: dict[str, Any]) -> dict[str, list[list[str]]]:
     return found
 
 
-def aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
-def markdown(rows: list[list[str]]) -> str:
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, f"| --- |{' ---: |' * (len(rows[0]) - 1)}", *body])
-
-
 TITLES = {
     "choices": "percent error, mean over shells; time and memory relative to linear at oversampling 1",
     "shells": "percent error of projections by shell",
@@ -390,15 +360,6 @@ def show(document: dict[str, Any]) -> None:
     print(f"closed form and sum over voxels differ by {document['floor']:.0e}")
 
 
-def with_tables(page: str, document: dict[str, Any]) -> str:
-    """The page, with every table between the comments that bear its name."""
-    for name, rows in tables(document).items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        text = f"\n{markdown(rows)}\n\n"
-        page = re.sub(pattern, lambda m, text=text: m[1] + text + m[2], page, flags=re.DOTALL)
-    return page
-
-
 if __name__ == "__main__":
     document = json.loads(RESULTS.read_text())["results"]
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), document), encoding="utf-8")
+    rewrite(PAGE, {name: markdown(rows) for name, rows in tables(document).items()})

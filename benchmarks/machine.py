@@ -36,10 +36,14 @@ def cpu() -> str:
 
 
 def backend(device: torch.device, chosen: str) -> str:
-    """What serves the ops, and its version."""
+    """What serves the ops, its version, and the vector instructions that it chose."""
     with torch_projectors.use_backend(chosen):
         found = torch_projectors.backends()[serving(device)]
-    return f"{found.name} {found.version}"
+    if found.name != "cpu":
+        return f"{found.name} {found.version}"
+    from torch_projectors_cpu import library
+
+    return f"{found.name} {found.version}, {library.level()}"
 
 
 def describe(device: torch.device, chosen: str) -> dict[str, object]:
@@ -47,6 +51,8 @@ def describe(device: torch.device, chosen: str) -> dict[str, object]:
         "cpu": cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        # Threads that wait either spin or sleep.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "system": platform.platform(terse=True),
         "python": platform.python_version(),

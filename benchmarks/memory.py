@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def measure(problem: Problem, operation: str, settings: dict[str, Any]) -> dict[
     for baseline in (True, False):
         arguments = {
             **settings,
-            "problem": [problem.geometry, problem.interpolation, problem.box, problem.poses],
+            "problem": astuple(problem),
             "operation": operation,
             "baseline": baseline,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import torch_projectors
+from torch_projectors.geometry import INTERPOLATION_CODES
 from torch_projectors.plugins import serving
 from torch_projectors.spectrum import stored_shape, within
 
@@ -24,10 +26,11 @@ class Problem:
     interpolation: str
     box: int
     poses: int
+    oversampling: float = 1.0
 
     @property
     def volume_shape(self) -> tuple[int, ...]:
-        return (self.box,) * GEOMETRIES[self.geometry][0]
+        return (round(self.box * self.oversampling),) * GEOMETRIES[self.geometry][0]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -56,8 +59,15 @@ class Arrays:
         self.weights = normal(self.images.shape, real).abs_()
         # Small, and not every device decomposes.
         matrices = normal((poses, dims, dims), real).cpu()
-        self.rotations = torch.linalg.qr(matrices)[0].to(device)
+        self.rotations = torch.linalg.qr(matrices)[0].contiguous().to(device)
         self.shifts = normal((poses, image_dims), real)
+
+    def first(self, poses: int) -> Arrays:
+        """The same volume, and of the rest the first poses."""
+        some = copy.copy(self)
+        for name in ("images", "weights", "rotations", "shifts"):
+            setattr(some, name, getattr(self, name)[:poses])
+        return some
 
 
 def calls(problem: Problem, arrays: Arrays, shifted: bool = True) -> dict[str, Callable[[], Any]]:
@@ -67,7 +77,7 @@ def calls(problem: Problem, arrays: Arrays, shifted: bool = True) -> dict[str, C
 
     def forward(volume: Tensor, rotations: Tensor, shifts: Any = None) -> Tensor:
         return torch_projectors.forward_project(
-            volume, rotations, shifts, problem.image_shape, problem.interpolation
+            volume, rotations, shifts, problem.image_shape, problem.interpolation, problem.oversampling
         )
 
     def backward() -> Any:
@@ -77,6 +87,7 @@ def calls(problem: Problem, arrays: Arrays, shifted: bool = True) -> dict[str, C
             shifts,
             problem.volume_shape,
             problem.interpolation,
+            problem.oversampling,
             weights=a.weights,
             projection_shape=problem.image_shape,
         )
@@ -94,6 +105,33 @@ def gradient(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], along: 
     return torch.autograd.grad(forward(*leaves), leaves, along)
 
 
+def question(problem: Problem, arrays: Arrays) -> Any:
+    """The problem as the C API of the CPU backend has it."""
+    from torch_projectors_cpu import library
+
+    a, (dims, image_dims) = arrays, GEOMETRIES[problem.geometry]
+    return library.Problem(
+        size=ctypes.sizeof(library.Problem),
+        scalar=int(a.volume.dtype == torch.complex128),
+        interpolation=INTERPOLATION_CODES[problem.interpolation],
+        volume_dims=dims,
+        image_dims=image_dims,
+        volume_shape=problem.volume_shape,
+        image_shape=problem.image_shape,
+        oversampling=problem.oversampling,
+        cutoff=problem.box / 2,
+        batch=1,
+        poses=problem.poses,
+        rotations=a.rotations.data_ptr(),
+        shifts=a.shifts.data_ptr(),
+        rotation_strides=(0, dims * dims),
+        shift_strides=(0, image_dims),
+        image_strides=(a.images.numel(), a.images[0].numel()),
+        volume_stride=a.volume.numel(),
+        threads=torch.get_num_threads(),
+    )
+
+
 def roof_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any]]:
     """What memory allows: a linear gather's loads, and nothing else, by the CPU backend. It too makes its output."""
     if (problem.geometry, problem.interpolation) != ("3-2", "linear") or serving(
@@ -102,30 +140,31 @@ def roof_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any]]
         return {}
     from torch_projectors_cpu import library
 
+    asked = question(problem, arrays)
+
     def roof() -> Tensor:
         images = torch.empty_like(arrays.images)
-        question = library.Problem(
-            size=ctypes.sizeof(library.Problem),
-            scalar=int(arrays.volume.dtype == torch.complex128),
-            interpolation=1,
-            volume_dims=3,
-            image_dims=2,
-            volume_shape=problem.volume_shape,
-            image_shape=(*problem.image_shape, 0),
-            oversampling=1,
-            cutoff=problem.box / 2,
-            batch=1,
-            poses=problem.poses,
-            rotations=arrays.rotations.data_ptr(),
-            rotation_strides=(0, 9),
-            image_strides=(images.numel(), images[0].numel()),
-            volume_stride=arrays.volume.numel(),
-            threads=torch.get_num_threads(),
-        )
-        library.call("gather_roof", question, arrays.volume.data_ptr(), images.data_ptr())
+        library.call("gather_roof", asked, arrays.volume.data_ptr(), images.data_ptr())
         return images
 
     return {"forward": roof}
+
+
+def kernel_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any]]:
+    """The kernels of the CPU backend through its C API, into outputs that are there already."""
+    from torch_projectors_cpu import library
+
+    a, asked, inserted = arrays, question(problem, arrays), question(problem, arrays)
+    inserted.pairs_once = 1
+    images, volume, weight_volume = (torch.empty_like(x) for x in (a.images, a.volume, a.volume.real))
+    return {
+        "forward": lambda: library.call("forward_project", asked, a.volume.data_ptr(), images.data_ptr()),
+        "backward": lambda: library.call(
+            "backward_project",
+            inserted,
+            *(x.data_ptr() for x in (a.images, a.weights, volume, weight_volume)),
+        ),
+    }
 
 
 def peer_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any]]:

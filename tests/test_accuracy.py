@@ -14,6 +14,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 accuracy = importlib.import_module("benchmarks.accuracy")
+speed = importlib.import_module("benchmarks.speed")
 
 DOCUMENT = json.loads(accuracy.RESULTS.read_text())["results"]
 STUDY = accuracy.Study()
@@ -87,6 +88,13 @@ def test_errors_are_those_committed(backend: str) -> None:
         committed = accuracy.only(DOCUMENT["projection"], **key)
         for ours, theirs in zip(row["errors"], committed["errors"]):
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-14)
+
+
+def test_page_of_speed_has_the_tables_of_the_results_all_of_full_size() -> None:
+    page, found = speed.PAGE.read_text(encoding="utf-8"), speed.texts(speed.committed())
+    assert found["note"] == ""
+    for text in found.values():
+        assert text in page
 
 
 def test_page_has_the_tables_of_the_results() -> None:

@@ -138,8 +138,9 @@ class BuildLibrary(build_ext):
                 "-ldl",
                 f"-Wl,-soname,{library.name}",
                 f"-Wl,--version-script={exports}",
-                "-Wl,-s",
             ]
+            if not re.search(r"(^| )-g", os.environ.get("CXXFLAGS", "")):
+                arguments.append("-Wl,-s")
         library.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(objects, str(library), extra_postargs=arguments, target_lang="c++")
 
