@@ -74,21 +74,19 @@ _loading = False
 def discover() -> None:
     """List the installed backends without loading any."""
     global _pending
-    found = importlib.metadata.entry_points()
-    # Python 3.9 has no selection by group.
-    points = found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())
+    # By distribution, which an entry point does not name in Python 3.9.
+    found = [(d, p) for d in importlib.metadata.distributions() for p in d.entry_points if p.group == GROUP]
     disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
     with _lock:
-        for point in points:
+        for distribution, point in found:
             if point.name in _entry_points:  # an editable install beside a wheel lists a backend twice
                 continue
-            distribution = getattr(point, "dist", None)
             off = bool(disabled & {point.name, "all"})
             _entry_points[point.name] = point
             _backends[point.name] = Backend(
                 point.name,
-                distribution.metadata["Name"] if distribution else "",
-                distribution.version if distribution else "",
+                distribution.metadata["Name"],
+                distribution.version,
                 "disabled" if off else "found",
                 reason=f"disabled by {DISABLE}" if off else "",
             )
