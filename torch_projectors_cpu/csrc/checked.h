@@ -15,10 +15,10 @@ struct Refused {};
 
 // Says what is wrong with an argument, by a format of printf, and throws Refused.
 #if defined(__GNUC__)
-__attribute__((format(printf, 1, 2)))
+[[noreturn]] void refuse(const char* format, ...) __attribute__((format(printf, 1, 2)));
+#else
+[[noreturn]] void refuse(const char* format, ...);
 #endif
-[[noreturn]] void
-refuse(const char* format, ...);
 
 // Of the exception that is being handled: its code, and its message for the thread.
 int32_t failure();
