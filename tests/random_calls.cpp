@@ -1,5 +1,5 @@
-// Random calls of the C API, for sanitizers to watch: random_calls ROUNDS [SEED]. Round i has the seed SEED + i, so that
-// it can be repeated alone. Every array is an allocation of its own, of exactly the size that is needed.
+// Random calls of the C API, for sanitizers to watch: random_calls ROUNDS [SEED]. Round i has the seed SEED + i, so
+// that it can be repeated alone. Every array is an allocation of its own, of exactly the size that is needed.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -33,7 +33,8 @@ std::atomic<int64_t> calls{0};
 thread_local const char* problem_text = "";
 
 void say_how_to_repeat() {
-  std::fprintf(stderr, "To repeat this round: .ci/sanitize %llu 1\n", static_cast<unsigned long long>(round_seed.load()));
+  std::fprintf(stderr, "To repeat this round: .ci/sanitize %llu 1\n",
+               static_cast<unsigned long long>(round_seed.load()));
 }
 
 [[noreturn]]
@@ -134,7 +135,8 @@ void run_shuffled(void* pool, int64_t n, torch_projectors_body body, void* conte
   std::sort(limits.begin(), limits.end());
   std::vector<std::pair<int64_t, int64_t>> ranges;
   for (size_t i = 1; i < limits.size(); ++i) ranges.emplace_back(limits[i - 1], limits[i]);
-  for (size_t i = ranges.size(); i > 1; --i) std::swap(ranges[i - 1], ranges[size_t(random.between(0, int64_t(i) - 1))]);
+  for (size_t i = ranges.size(); i > 1; --i)
+    std::swap(ranges[i - 1], ranges[size_t(random.between(0, int64_t(i) - 1))]);
   const size_t count = size_t(random.between(1, 4));
   std::vector<std::thread> threads;
   for (size_t t = 0; t < count; ++t)
@@ -169,7 +171,9 @@ class Trial {
     const Array<T> volume = check_backward();
     check_gradients(images, volume);
     if (weighted_) check_weights();
-    if (q_.volume_dims == 3 && q_.image_dims == 2 && q_.real == 0) check_roof();
+    check_mates();
+    const bool two_points = *std::min_element(q_.volume_shape, q_.volume_shape + q_.volume_dims) > 1;
+    if (q_.volume_dims == 3 && q_.image_dims == 2 && q_.real == 0 && two_points) check_roof();
   }
 
  private:
@@ -347,9 +351,9 @@ class Trial {
     pair(strides[1], q_.shift_strides);
     pair(strides[2], q_.image_strides);
     std::snprintf(text_, sizeof(text_),
-                  "%s %s, volume %s, images %s, interpolation %d, oversampling %g, cutoff %g, pairs_once %d, batch %lld, "
-                  "poses %lld, %s poses, %s, rotation_strides %s, shifts %s, shift_strides %s, image_strides %s, "
-                  "volume_stride %lld, threads %d",
+                  "%s %s, volume %s, images %s, interpolation %d, oversampling %g, cutoff %g, pairs_once %d, "
+                  "batch %lld, poses %lld, %s poses, %s, rotation_strides %s, shifts %s, shift_strides %s, "
+                  "image_strides %s, volume_stride %lld, threads %d",
                   q_.real == 1 ? "real" : "complex", q_.scalar == TORCH_PROJECTORS_FLOAT64 ? "double" : "float",
                   shapes[0], shapes[1], int(q_.interpolation), q_.oversampling, q_.cutoff, int(q_.pairs_once),
                   number(q_.batch), number(q_.poses), finite_ ? "finite" : "any", exact_ ? "exact" : "rounded",
@@ -412,8 +416,8 @@ class Trial {
              double(expected.data[at]), static_cast<long long>(at));
   }
 
-  // <P V, Y> = <V, P^T Y>: every rounding is of a sum that is no more than that of the terms' sizes, of which a sample has
-  // as many as taps, of weights that add up to 2 or less, with complex numbers of sqrt(2) or less.
+  // <P V, Y> = <V, P^T Y>. A rounding is at most epsilon times the sum of the sizes of all terms: those of a sample
+  // have weights whose sizes add up to 2 or less, and two numbers of sqrt(2) or less.
   void check_adjoint(const char* what, const Array<T>& images, const Array<T>& y, const Array<T>& v,
                      const Array<T>& volume) {
     const double operations = double(q_.batch * samples() + taps() + 100);
@@ -467,20 +471,55 @@ class Trial {
   }
 
   void check_weights() {
-    const Arrays volumes =
-        results("backward_project with weights", {volumes_, volumes_.of_reals()},
-                [&](const Problem& q, const Pointers& to) {
-                  return torch_projectors_cpu_backward_project(&q, image_data_.data.get(), weights_.data.get(), to[0], to[1]);
-                });
+    const T *images = image_data_.data.get(), *weights = weights_.data.get();
+    const auto backward = [&](const Problem& q, const Pointers& to) {
+      return torch_projectors_cpu_backward_project(&q, images, weights, to[0], to[1]);
+    };
+    const Arrays volumes = results("backward_project with weights", {volumes_, volumes_.of_reals()}, backward);
     if (!finite_) return;
     const Array<T> v = input(volumes_.of_reals(), [&](int64_t) { return double(random_.between(-1, 1)); });
-    const Arrays images =
-        results("forward_project of weights", {images_.of_reals()}, [&](Problem& q, const Pointers& to) {
-          q.real = 1;
-          q.shifts = nullptr;
-          return torch_projectors_cpu_forward_project(&q, v.data.get(), to[0]);
-        });
-    check_adjoint("the transpose of weights", images[0], weights_, v, volumes[1]);
+    const auto forward = [&](Problem& q, const Pointers& to) {
+      q.real = 1;
+      q.shifts = nullptr;
+      return torch_projectors_cpu_forward_project(&q, v.data.get(), to[0]);
+    };
+    const Arrays read = results("forward_project of weights", {images_.of_reals()}, forward);
+    check_adjoint("the transpose of weights", read[0], weights_, v, volumes[1]);
+  }
+
+  void check_mates() {
+    const Array<T> v = input(volumes_.of_reals(), [&](int64_t) { return random_.uniform(0, 1); });
+    const Arrays done = results("add_mates", {volumes_, v.layout}, [&](const Problem& q, const Pointers& to) {
+      volume_.layout.each([&](int64_t, int64_t, int64_t, int64_t at) { to[0][at] = volume_.data[at]; });
+      v.layout.each([&](int64_t, int64_t, int64_t, int64_t at) { to[1][at] = v.data[at]; });
+      return torch_projectors_cpu_add_mates(&q, to[0], weighted_ ? to[1] : nullptr);
+    });
+    const int dims = q_.volume_dims;
+    const int64_t width = q_.volume_shape[dims - 1], columns = width / 2 + 1;
+    const auto mate = [&](int64_t entry) {
+      int64_t rest = entry / columns, stride = columns, to = entry % columns;
+      for (int a = dims - 2; a >= 0; --a) {
+        const int64_t n = q_.volume_shape[a], k = rest % n;
+        to += (k == 0 ? 0 : n - k) * stride;
+        stride *= n;
+        rest /= n;
+      }
+      return to;
+    };
+    const auto check = [&](const Array<T>& before, const Array<T>& after, bool added) {
+      const int64_t numbers = before.layout.numbers;
+      before.layout.each([&](int64_t i, int64_t j, int64_t n, int64_t at) {
+        const int64_t x = n / numbers % columns, other = mate(n / numbers) * numbers + n % numbers;
+        T expected = before.data[at];
+        if (added && (x == 0 || 2 * x == width))
+          expected += (n % numbers == 1 ? -1 : 1) * before.data[before.layout.start(i, j) + other];
+        if (after.data[at] != expected)
+          fail("add_mates: expected %.17g, got %.17g, at %lld", double(expected), double(after.data[at]),
+               static_cast<long long>(at));
+      });
+    };
+    check(volume_, done[0], true);
+    check(v, done[1], weighted_);
   }
 
   // Those of `which`, a bit for each.
@@ -511,8 +550,8 @@ class Trial {
     const Arrays expected = gradients(all, nullptr);
     const How how = random_.one_of({How::serial, How::threads, How::runner});
     const Arrays actual = gradients(some, &how);
-    for (int i = 0, of_all = 0, of_some = 0; i < 4; ++i) {
-      if (some >> i & 1) check_same("project_gradients", "without others", actual[size_t(of_some++)], expected[size_t(of_all)]);
+    for (size_t i = 0, of_all = 0, of_some = 0; i < 4; ++i) {
+      if (some >> i & 1) check_same("project_gradients", "without others", actual[of_some++], expected[of_all]);
       of_all += all >> i & 1;
     }
     check_same("grad_volume", "and backward_project", expected[0], volume);
@@ -573,7 +612,7 @@ void begin_together() {
   for (int i = 0; i < 4; ++i)
     threads.emplace_back([] {
       if (torch_projectors_cpu_level()[0] == 0) fail("level: %s", torch_projectors_cpu_message());
-      if (torch_projectors_cpu_register(0) != TORCH_PROJECTORS_INVALID) fail("register: found torch where there is none");
+      if (torch_projectors_cpu_register(0) != TORCH_PROJECTORS_INVALID) fail("register: expected not to find torch");
     });
   for (std::thread& thread : threads) thread.join();
 }

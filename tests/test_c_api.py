@@ -350,6 +350,8 @@ def test_bad_arrays_are_refused_and_named():
     q, unshifted = [problem((4, 4), (4, 4), rotations, s) for s in (shifts, None)]
     out = {"volume": normal(2, 4, 3), "images": normal(2, 3, 4, 3), "weights": normal(2, 4, 3, dtype=float)}
     of_rotations, of_shifts = rotations.copy(), shifts.copy()
+    one_volume = problem((4, 4), (4, 4), rotations, volume_stride=0)
+    flat = problem((4, 1, 4), (4, 4), poses(2, 3, 3))
     two = np.empty(200, complex)
     cases = [
         ("volume: expected a pointer, got NULL", "forward_project", q, None, out["images"]),
@@ -371,6 +373,11 @@ def test_bad_arrays_are_refused_and_named():
         ("grad_shifts: expected NULL", "project_gradients", unshifted, volume, images, None, None, None, of_shifts),
         ("got some of rotations", "project_gradients", q, volume, images, None, None, rotations, None),
         ("got some of grad_rotations", "project_gradients", q, volume, images, None, None, of_rotations, of_rotations),
+        ("volume: expected a pointer, got NULL", "add_mates", q, None, None),
+        ("weight_volume: expected memory that no other", "add_mates", q, out["volume"], out["volume"]),
+        ("got some of rotations", "add_mates", q, rotations, None),
+        ("volume: expected strides that keep", "add_mates", one_volume, out["volume"], None),
+        ("expected axes of at least 2 points, got one of 1", "gather_roof", flat, normal(2, 4, 1, 3), out["images"]),
         ("expected 3, 2 and 0, got 2, 2 and 0", "gather_roof", q, volume, out["images"]),
     ]
     for words, name, description, *arrays in cases:

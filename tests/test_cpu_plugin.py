@@ -79,9 +79,11 @@ def outputs(case: Case) -> list[Tensor]:
     volume, real_volume, images, weights, rotations, shifts = arguments(case)
     bare, tail = torch.ops.torch_projectors, case.geometry
     need = (True, True, True, True)
+    inserted = bare.backward_project(images, weights, rotations, shifts, *tail)
+    bare.add_mates_(*inserted, case.geometry.volume_shape)
     return [
         bare.forward_project(volume, rotations, shifts, *tail),
-        *bare.backward_project(images, weights, rotations, shifts, *tail),
+        *inserted,
         *bare.project_gradients(volume, images, rotations, shifts, *tail, *need),
         bare.forward_project(real_volume, rotations, None, *tail),
         *bare.backward_project(weights, weights, rotations, None, *tail),
@@ -404,6 +406,14 @@ def test_bad_arguments_of_the_other_ops_are_named_too():
         "images: expected shape": lambda: bare.project_gradients(
             volume, images[0], rotations, shifts, *tail, False, False, True, False
         ),
+        "volume: expected a batch": lambda: bare.add_mates_(volume[0, 0, 0], weights, (8, 8)),
+        "volume: expected shape [8, 8, 5], got [8, 5]": lambda: bare.add_mates_(volume[0], weights, (8, 8)),
+        "volume: expected complex64": lambda: bare.add_mates_(volume.real.int(), weights, (8, 8)),
+        "volume_shape: expected 2 or 3 numbers, got 1": lambda: bare.add_mates_(volume, weights, (8,)),
+        "weight_volume: expected shape [1, 8, 5], got [1, 3, 8, 5]": lambda: bare.add_mates_(
+            volume, weights, (8, 8)
+        ),
+        "weight_volume: expected the precision": lambda: bare.add_mates_(volume, volume.real.float(), (8, 8)),
     }.items():
         with pytest.raises(RuntimeError) as caught:
             call()
@@ -483,14 +493,14 @@ def test_a_program_without_the_python_core_gets_the_same_ops(tmp_path):
     assert "torch_projectors" not in sys.modules
     arguments = torch.load(sys.argv[1], weights_only=True)
     torch.save(torch.ops.torch_projectors.forward_project(*arguments), sys.argv[1])
-    for name in ("forward_project", "backward_project", "project_gradients"):
+    for name in sys.argv[2:]:
         print(getattr(torch.ops.torch_projectors, name).default._schema)
     """
     case = LARGE[4]
     volume, _, _, rotations, shifts = case.inputs()
     arguments = (volume, rotations, shifts, *case.geometry)
     torch.save(arguments, tmp_path / "tensors")
-    schemas = run(program, str(tmp_path / "tensors"))
+    schemas = run(program, str(tmp_path / "tensors"), *ops.SCHEMAS)
     assert schemas.splitlines() == [
         f"torch_projectors::{name}{schema}" for name, schema in ops.SCHEMAS.items()
     ]

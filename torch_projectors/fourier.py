@@ -27,7 +27,6 @@ from .checks import (
     real_dtype,
 )
 from .geometry import Geometry
-from .spectrum import with_mates_
 
 
 def forward_project(
@@ -175,12 +174,15 @@ def backward_project(
     if single:
         projections = projections.unsqueeze(-1 - image_dims)
         weights = None if weights is None else weights.unsqueeze(-1 - image_dims)
-    backproject = partial(
-        ops.selected(projections.device).backward_project, geometry=geometry, friedel=friedel
-    )
-    volume, weight_volume = fold_backward(backproject, projections, weights, rotations, shifts, image_dims)
-    volume = with_mates_(volume, volume_shape)
-    return volume if weights is None else (volume, with_mates_(weight_volume, volume_shape))
+    operators = ops.selected(projections.device)
+
+    def insert(*arguments: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+        return operators.add_mates(
+            *operators.backward_project(*arguments, geometry=geometry, friedel=friedel), volume_shape
+        )
+
+    volume, weight_volume = fold_backward(insert, projections, weights, rotations, shifts, image_dims)
+    return volume if weights is None else (volume, weight_volume)
 
 
 def _pose(

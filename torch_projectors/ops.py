@@ -1,6 +1,6 @@
 """The ops: schemas and shapes for tracing. This is the contract that a backend fulfils.
 
-All three come from one pairing, L = Re <P(volume; pose), images>, bilinear in volume and images; with `pairs_once`
+Three of them come from one pairing, L = Re <P(volume; pose), images>, bilinear in volume and images; with `pairs_once`
 in the geometry, entries of the images' paired columns count half in it:
 
 - `forward_project`   = dL/d images, the gather P;
@@ -18,11 +18,14 @@ Canonical arguments, contiguous and of one precision:
   images mean the same for the other two ops; there are no shifts then.
 
 Outputs that were not asked for are empty.
+
+`add_mates_` completes an insertion in place where nothing is differentiated: `spectrum.with_mates_` of a volume and of
+its weights, which may be empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Callable, Optional
 
@@ -33,7 +36,7 @@ from torch.autograd import forward_ad
 from . import plugins, reference
 from .derivatives import FUNCTIONS, CountPairsOnce
 from .geometry import Geometry
-from .spectrum import stored_shape
+from .spectrum import stored_shape, with_mates_
 
 NAMESPACE = "torch_projectors"
 REFERENCE_NAMESPACE = "torch_projectors_reference"
@@ -51,6 +54,7 @@ SCHEMAS = {
         f"(Tensor volume, Tensor images, Tensor rotations, Tensor? shifts, {_GEOMETRY}, bool need_volume, "
         "bool need_images, bool need_rotations, bool need_shifts) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
+    "add_mates_": "(Tensor(a!) volume, Tensor(b!) weight_volume, SymInt[] volume_shape) -> ()",
 }
 
 
@@ -94,6 +98,16 @@ def _project_gradients(
     return reference.project_gradients(volume, images, rotations, shifts, Geometry(*geometry), *need)
 
 
+def _add_mates(volume: Tensor, weight_volume: Tensor, volume_shape: Sequence[int]) -> None:
+    with_mates_(volume, volume_shape)
+    if weight_volume.shape[1:]:
+        with_mates_(weight_volume, volume_shape)
+
+
+def _add_mates_fake(volume: Tensor, weight_volume: Tensor, volume_shape: Sequence[int]) -> None:
+    pass
+
+
 def _forward_project_fake(
     volume: Tensor, rotations: Tensor, shifts: Optional[Tensor], volume_shape: Any, image_shape: Any, *_: Any
 ) -> Tensor:
@@ -125,6 +139,7 @@ KERNELS = {
     "forward_project": (_forward_project, _forward_project_fake),
     "backward_project": (_backward_project, _backward_project_fake),
     "project_gradients": (_project_gradients, _project_gradients_fake),
+    "add_mates_": (_add_mates, _add_mates_fake),
 }
 
 
@@ -133,7 +148,7 @@ def _setup_bare(function: Any, ops: Operators, ctx: Any, inputs: tuple[Any, ...]
 
 
 class Operators:
-    """The three ops of one namespace, differentiable in each of torch's ways, on canonical arguments."""
+    """The ops of one namespace, differentiable in each of torch's ways, on canonical arguments."""
 
     def __init__(self, namespace: str, with_plugins: bool) -> None:
         self.library = torch.library.Library(namespace, "DEF")
@@ -149,13 +164,14 @@ class Operators:
                 "CompositeExplicitAutograd",
             )
             torch.library.register_fake(f"{namespace}::{name}", fake, lib=self.library)
-            function = FUNCTIONS[name]
-            torch.library.register_autograd(
-                f"{namespace}::{name}",
-                function.backward,
-                setup_context=partial(_setup_bare, function, self),
-                lib=self.library,
-            )
+            function = FUNCTIONS.get(name)
+            if function is not None:
+                torch.library.register_autograd(
+                    f"{namespace}::{name}",
+                    function.backward,
+                    setup_context=partial(_setup_bare, function, self),
+                    lib=self.library,
+                )
         self.overloads = {name: getattr(self.bare, name).default for name in SCHEMAS}
 
     def _after_plugins(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -186,6 +202,17 @@ class Operators:
         friedel: bool = False,
     ) -> tuple[Tensor, Tensor]:
         return self._call("backward_project", (images, weights, rotations, shifts), geometry, friedel)
+
+    def add_mates(
+        self, volume: Tensor, weight_volume: Tensor, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """`with_mates_` of both, changed in place in eager mode; of new tensors, which nothing else holds."""
+        if not tracing() and not _differentiated((volume, weight_volume)):
+            with torch._C._AutoDispatchBelowAutograd():
+                self.overloads["add_mates_"](volume, weight_volume, shape)
+            return volume, weight_volume
+        weighted = weight_volume.dim() > 1
+        return with_mates_(volume, shape), with_mates_(weight_volume, shape) if weighted else weight_volume
 
     def project_gradients(
         self,

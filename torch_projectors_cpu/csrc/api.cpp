@@ -462,12 +462,25 @@ int32_t torch_projectors_cpu_project_gradients(const torch_projectors_problem* p
   });
 }
 
+int32_t torch_projectors_cpu_add_mates(const torch_projectors_problem* problem, void* volume, void* weight_volume) {
+  return guarded([&] {
+    Call call(problem);
+    call.add("volume", volume, call.volumes, true, false);
+    if (weight_volume != nullptr) call.add("weight_volume", weight_volume, call.volumes, true, true);
+    const Problem& q = call.problem;
+    call.team.work = double(q.batch) * double(q.volume_shape[1]) * double(q.volume_shape[2]) * 10;  // cache misses
+    if (!call.volumes.empty()) kernels().add_mates(q, call.scalar, call.real, volume, weight_volume, call.parallel);
+  });
+}
+
 int32_t torch_projectors_cpu_gather_roof(const torch_projectors_problem* problem, const void* volume, void* images) {
   return guarded([&] {
     Call call(problem);
     if (call.problem.volume_dims != 3 || call.problem.image_dims != 2 || call.real)
       refuse("volume_dims, image_dims, real: expected 3, 2 and 0, got %d, %d and %d", call.problem.volume_dims,
              call.problem.image_dims, int(call.real));
+    for (const int64_t n : call.problem.volume_shape)
+      if (n < 2) refuse("volume_shape: expected axes of at least 2 points, got one of %lld", static_cast<long long>(n));
     if (call.any) call.add("volume", volume, call.volumes, false, false);
     call.add("images", images, call.images, true, false);
     if (call.any) kernels().roof(call.problem, call.scalar, volume, images, call.parallel);

@@ -9,24 +9,26 @@ namespace torch_projectors {
 namespace LEVEL {
 
 // x weights of all taps at once, each as often as an entry has numbers: a polynomial in t with packs for coefficients.
-template <class Interpolation, class T, int numbers>
+template <class Interpolation, class T, int numbers, int samples = 1>
 struct AlongX {
   static constexpr int taps = Interpolation::taps, lanes = taps * numbers;
-  using P = Pack<T, lanes>;
+  using P = Pack<T, lanes * samples>;
 
   static P coefficient(int power) {
     P c{};
-    for (int i = 0; i < lanes; ++i) c[i] = T(Interpolation::coefficients[power][i / numbers]);
+    for (int i = 0; i < lanes * samples; ++i) c[i] = T(Interpolation::coefficients[power][i % lanes / numbers]);
     return c;
   }
 
-  static P weights(T t) {
+  template <class U>
+  static P weights(U t) {
     P w = coefficient(Interpolation::degree);
     for (int power = Interpolation::degree - 1; power >= 0; --power) w = w * t + coefficient(power);
     return w;
   }
 
-  static P slopes(T t) {
+  template <class U>
+  static P slopes(U t) {
     if (Interpolation::degree == 0) return P{};
     P w = coefficient(Interpolation::degree) * T(Interpolation::degree);
     for (int power = Interpolation::degree - 1; power >= 1; --power) w = w * t + coefficient(power) * T(power);
@@ -35,12 +37,12 @@ struct AlongX {
 
   static P magnitude(P w) {
     if (!Interpolation::negative) return w;
-    for (int i = 0; i < lanes; ++i) w[i] = w[i] < 0 ? -w[i] : w[i];
+    for (int i = 0; i < lanes * samples; ++i) w[i] = w[i] < 0 ? -w[i] : w[i];
     return w;
   }
 
   // Sum over taps: `numbers` numbers, to consecutive places.
-  static void sum(const P& x, T* to) { sum_taps<T, lanes, numbers>(x, to); }
+  static void sum(const P& x, T* to) { sum_taps<T, lanes, samples, numbers>(x, to); }
 };
 
 template <class T>
@@ -58,8 +60,8 @@ struct Values {
 template <class Interpolation, class T, int V, bool real, bool slopes>
 struct Reader {
   static constexpr int taps = Interpolation::taps, numbers = real ? 1 : 2;
-  using X = AlongX<Interpolation, T, numbers>;
-  using P = typename X::P;
+  // Samples at once: as many as fill a vector.
+  static constexpr int many = real ? 1 : together<T>(taps * numbers);
 
   Grid<V> grid;
   const T* volume;
@@ -68,36 +70,52 @@ struct Reader {
 
   static T tap_slope(T s, T w) { return real ? (w < 0 ? -s : w > 0 ? s : T(0)) : s; }
 
+  template <int samples>
+  static auto factor(const T* w) {
+    if constexpr (real) return magnitude(*w);
+    else return factor_each<T, taps * numbers, samples>(w);
+  }
+
+  template <int samples>
+  static auto factor(const T* s, const T* w) {
+    if constexpr (real) return tap_slope(*s, *w);
+    else return factor_each<T, taps * numbers, samples>(s);
+  }
+
   // Along y, and with slopes; one plane.
+  template <int samples, class P>
   void plane(const Block<Interpolation, T, V>& b, int z, int u, P& sum, P& slope) const {
     for (int i = 0; i < taps; ++i) {
-      const P line = load<P>(volume + numbers * int64_t(b.offset[z * taps + i][u]));
-      const T w = b.weight[1][i][u];
-      sum = i == 0 ? line * tap_weight(w) : line * tap_weight(w) + sum;
+      const P line = load_each<T, taps * numbers, samples, numbers>(volume, &b.offset[z * taps + i][u]);
+      const auto w = factor<samples>(&b.weight[1][i][u]);
+      sum = i == 0 ? line * w : line * w + sum;
       if (!slopes) continue;
-      const T s = tap_slope(b.slope[1][i][u], w);
+      const auto s = factor<samples>(&b.slope[1][i][u], &b.weight[1][i][u]);
       slope = i == 0 ? line * s : line * s + slope;
     }
   }
 
+  template <int samples>
   void inside(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
+    using X = AlongX<Interpolation, T, numbers, samples>;
+    using P = typename X::P;
     P sum, along_y, along_z{};
     if (V == 2) {
-      plane(b, 0, u, sum, along_y);
+      plane<samples>(b, 0, u, sum, along_y);
     } else {
       sum = along_y = P{};
       for (int i = 0; i < taps; ++i) {
         P s, d;
-        plane(b, i, u, s, d);
-        const T w = b.weight[V - 1][i][u];
-        sum = s * tap_weight(w) + sum;
+        plane<samples>(b, i, u, s, d);
+        const auto w = factor<samples>(&b.weight[V - 1][i][u]);
+        sum = s * w + sum;
         if (slopes) {
-          along_y = d * tap_weight(w) + along_y;
-          along_z = s * tap_slope(b.slope[V - 1][i][u], w) + along_z;
+          along_y = d * w + along_y;
+          along_z = s * factor<samples>(&b.slope[V - 1][i][u], &b.weight[V - 1][i][u]) + along_z;
         }
       }
     }
-    const T t = b.t[0][u];
+    const auto t = factor_each<T, taps * numbers, samples>(&b.t[0][u]);
     P x = X::weights(t);
     if (slopes) {
       P d = X::slopes(t);
@@ -193,17 +211,24 @@ struct Reader {
   // Calls visit(row, block, values) for all samples of some rows, in order.
   template <int I, class Visit>
   void each(const View<T, V, I>& view, int64_t from, int64_t to, const Visit& visit) const {
+    const Volume<Interpolation, T, V> entries(grid);
     Block<Interpolation, T, V> b;
     Values<T, V, numbers> values;
     for (int64_t index = from; index < to; ++index) {
       const Row<T, V> row = view.row(index);
       for (b.first = 0; b.first < row.count; b.first += kBlock) {
         b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
-        b.template locate<slopes>(grid, row);
-        if (b.all_inside) {
-          for (int u = 0; u < b.count; ++u) inside(b, u, values);
-        } else {
-          for (int u = 0; u < b.count; ++u) b.inside[u] ? inside(b, u, values) : anywhere(row, b, u, values);
+        b.template locate<slopes>(entries, row);
+        for (int u = 0; u < b.count; u += many) {
+          int32_t all = 1;
+          if (!b.all_inside)
+            for (int i = 0; i < many; ++i) all &= b.inside[u + i];
+          if (all) {
+            inside<many>(b, u, values);
+          } else {
+            for (int i = u; i < b.count && i < u + many; ++i)
+              b.inside[i] ? inside<1>(b, i, values) : anywhere(row, b, i, values);
+          }
         }
         visit(row, b, values);
       }
@@ -230,10 +255,10 @@ inline void each_task(const Problem& q, const Rows<I>& rows, const Parallel& par
 
 // Values, mirrored back, times the phases of their places in the image.
 template <class B, class T, int I>
-void shift(const B& b, const T* values, const Phases<T, I>& phases, Complex<T> c, T* out) {
+inline void shift(const B& b, int n, const T* values, const Phases<T, I>& phases, Complex<T> c, T* out) {
   const T *xr = phases.re() + b.first, *xi = phases.im() + b.first;
-#pragma omp simd
-  for (int u = 0; u < b.count; ++u) {
+#pragma omp simd simdlen(kLanes)
+  for (int u = 0; u < n; ++u) {
     const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
     const T a = values[2 * u], d = values[2 * u + 1] * b.sign[u];
     out[2 * u] = a * re - d * im;
@@ -264,18 +289,22 @@ void project(const Problem& q, const void* volumes, void* images, const Parallel
   constexpr int numbers = real ? 1 : 2;
   const Grid<V> grid = grid_of<V>(q.volume_shape);
   const Rows<I> rows(grid_of<I>(q.image_shape), q.cutoff);
+  const int64_t columns = rows.grid.columns();
   each_task<T, V, I>(q, rows, parallel, [&](const View<T, V, I>& view, int64_t from, int64_t to) {
     const Reader<Interpolation, T, V, real, false> reader{
         grid, static_cast<const T*>(volumes) + view.start_of_volume() * numbers};
     T* image = static_cast<T*>(images) + view.start() * numbers;
-    clear_beyond<T, I, numbers>(rows, from, to, image);
     reader.each(view, from, to, [&](const auto& row, const auto& b, const auto& v) {
-      T* out = image + (row.index * rows.grid.columns() + b.first) * numbers;
+      T* out = image + (row.index * columns + b.first) * numbers;
+      const bool room = b.first + b.whole() <= columns;  // what is too much is cleared below
       if (real)
         count(b, v.value, view.counts, out);
+      else if (room)
+        shift(b, b.whole(), v.value, view.phases, row.phase, out);
       else
-        shift(b, v.value, view.phases, row.phase, out);
+        shift(b, b.count, v.value, view.phases, row.phase, out);
     });
+    clear_beyond<T, I, numbers>(rows, from, to, image);
   });
 }
 
@@ -324,7 +353,7 @@ void gradients(const Problem& q, const void* volumes, const void* images, void* 
           torque += turn;
           twist += turn * (first + T(u));
         }
-        if (out != nullptr) shift(b, v.value, view.phases, c, out);
+        if (out != nullptr) shift(b, n, v.value, view.phases, c, out);
       }
       sum.shift[0] += twist;
       for (int i = 1; i < I; ++i) sum.shift[i] += double(torque) * double(k[size_t(i - 1)]);
@@ -372,13 +401,14 @@ void roof(const Problem& q, const void* volumes, void* images, const Parallel& p
   const Rows<2> rows(grid_of<2>(q.image_shape), q.cutoff);
   each_task<T, 3, 2>(q, rows, parallel, [&](const View<T, 3, 2>& view, int64_t from, int64_t to) {
     const T* volume = static_cast<const T*>(volumes) + view.start_of_volume() * 2;
+    const Volume<Linear, T, 3> entries(grid);
     Block<Linear, T, 3> b;
     for (int64_t index = from; index < to; ++index) {
       const Row<T, 3> row = view.row(index);
       T* out = static_cast<T*>(images) + (view.start() + index * rows.grid.columns()) * 2;
       for (b.first = 0; b.first < row.count; b.first += kBlock) {
         b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
-        b.template locate<false>(grid, row);
+        b.template locate<false>(entries, row);
         for (int u = 0; u < b.count; ++u) {
           const auto line = [&](int i) { return load<Pack<T, 4>>(volume + 2 * int64_t(b.offset[i][u])); };
           const auto sum = (line(0) + line(1)) + (line(2) + line(3));

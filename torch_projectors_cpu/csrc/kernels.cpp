@@ -4,6 +4,7 @@
 #endif
 
 #include "gather.h"
+#include "mates.h"
 #include "scatter.h"
 
 #define TEXT_OF(x) #x
@@ -51,6 +52,10 @@ Kernels kernels() {
   k.gradients = [](const Problem& q, Scalar scalar, bool real, const void* volume, const void* images,
                    void* grad_images, void* grad_rotations, void* grad_shifts, const Parallel& parallel) {
     DISPATCHED(gradients, volume, images, grad_images, grad_rotations, grad_shifts);
+  };
+  k.add_mates = [](const Problem& q, Scalar scalar, bool real, void* volume, void* weight_volume,
+                   const Parallel& parallel) {
+    DISPATCHED(add_mates, volume, weight_volume);
   };
   k.roof = [](const Problem& q, Scalar scalar, const void* volume, void* images, const Parallel& parallel) {
     if (scalar == Scalar::float32)

@@ -1,6 +1,7 @@
 // A few neighbouring numbers: the taps of one row, real and imaginary parts in turn.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -56,23 +57,85 @@ inline void store(T* p, const P& x) {
 #endif
 #endif
 
+// Bytes of the level's vectors, if the compiler can join and spread them.
+#if !defined(TORCH_PROJECTORS_SHUFFLE)
+constexpr int kVector = 0;
+#elif defined(__AVX512F__)
+constexpr int kVector = 64;
+#elif defined(__AVX__)
+constexpr int kVector = 32;
+#else
+constexpr int kVector = 16;
+#endif
+
+// How many samples, of so many lanes each, fill a vector.
+template <class T>
+constexpr int together(int lanes) {
+  const int samples = kVector / (int(sizeof(T)) * lanes);
+  return samples > 1 ? samples : 1;
+}
+
+// The lanes of a pack are `samples` groups, in which the taps of a sample follow each other, each with `numbers` numbers.
 #if defined(TORCH_PROJECTORS_SHUFFLE)
-template <int shift, class P, std::size_t... lane>
+template <class P, std::size_t... lane>
+inline auto joined(const P& a, const P& b, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(a, b, int(lane)...);
+}
+
+template <int group, int shift, class P, std::size_t... lane>
 inline P rotated(const P& x, std::index_sequence<lane...>) {
-  return __builtin_shufflevector(x, x, int((lane + shift) % sizeof...(lane))...);
+  return __builtin_shufflevector(x, x, int(lane / group * group + (lane + shift) % group)...);
+}
+
+template <int group, int numbers, class P, std::size_t... lane>
+inline auto heads(const P& x, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(x, x, int(lane / numbers * group + lane % numbers)...);
 }
 
 template <int numbers, class P, std::size_t... lane>
-inline auto spread_lanes(const P& x, std::index_sequence<lane...>) {
+inline auto repeated(const P& x, std::index_sequence<lane...>) {
   return __builtin_shufflevector(x, x, int(lane % numbers)...);
 }
 
-template <int half, int numbers, class P>
+template <int group, class P, std::size_t... lane>
+inline auto spread(const P& x, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(x, x, int(lane / group)...);
+}
+
+template <int group, int half, int numbers, class P>
 inline P folded(const P& x) {
   if constexpr (half < numbers) return x;
-  else return folded<half / 2, numbers>(x + rotated<half>(x, std::make_index_sequence<sizeof(P) / sizeof(x[0])>()));
+  else
+    return folded<group, half / 2, numbers>(
+        x + rotated<group, half>(x, std::make_index_sequence<sizeof(P) / sizeof(x[0])>()));
 }
 #endif
+
+// Of every sample, `lanes` numbers that begin at its offset.
+template <class T, int lanes, int samples, int numbers>
+inline Pack<T, lanes * samples> load_each(const T* from, const int32_t* offset) {
+  if constexpr (samples == 1) {
+    return load<Pack<T, lanes>>(from + numbers * int64_t(offset[0]));
+  } else {
+#if defined(TORCH_PROJECTORS_SHUFFLE)
+    return joined(load_each<T, lanes, samples / 2, numbers>(from, offset),
+                  load_each<T, lanes, samples / 2, numbers>(from, offset + samples / 2),
+                  std::make_index_sequence<lanes * samples>());
+#endif
+  }
+}
+
+// Every sample's own factor, in all of its lanes. As many numbers are read as there are lanes.
+template <class T, int lanes, int samples>
+inline auto factor_each(const T* from) {
+  if constexpr (samples == 1) {
+    return from[0];
+  } else {
+#if defined(TORCH_PROJECTORS_SHUFFLE)
+    return spread<lanes>(load<Pack<T, lanes * samples>>(from), std::make_index_sequence<lanes * samples>());
+#endif
+  }
+}
 
 // The same `numbers` for every tap.
 template <class T, int lanes, int numbers>
@@ -81,19 +144,20 @@ inline Pack<T, lanes> spread(const T* from) {
 #if defined(TORCH_PROJECTORS_SHUFFLE)
   // Not by way of a part of x: compilers send that through memory, which waits for the store.
   if constexpr (numbers == 1) return x + from[0];
-  else return spread_lanes<numbers>(load<Pack<T, numbers>>(from), std::make_index_sequence<lanes>());
+  else return repeated<numbers>(load<Pack<T, numbers>>(from), std::make_index_sequence<lanes>());
 #else
   for (int i = 0; i < lanes; ++i) x[i] = from[i % numbers];
   return x;
 #endif
 }
 
-// Sums over taps, whose numbers follow each other: `numbers` of them.
-template <class T, int lanes, int numbers>
-inline void sum_taps(const Pack<T, lanes>& x, T* to) {
+// Sums over the taps of every sample: `numbers` of them.
+template <class T, int lanes, int samples, int numbers>
+inline void sum_taps(const Pack<T, lanes * samples>& x, T* to) {
 #if defined(TORCH_PROJECTORS_SHUFFLE)
-  const auto sum = folded<lanes / 2, numbers>(x);
-  std::memcpy(to, &sum, numbers * sizeof(T));
+  const auto sum = heads<lanes, numbers>(folded<lanes, lanes / 2, numbers>(x),
+                                         std::make_index_sequence<numbers * samples>());
+  std::memcpy(to, &sum, numbers * samples * sizeof(T));
 #else
   for (int c = 0; c < numbers; ++c) {
     T s = x[c];

@@ -45,6 +45,8 @@ struct Kernels {
   // Each of the gradients may be null.
   void (*gradients)(const Problem&, Scalar, bool real, const void* volume, const void* images, void* grad_images,
                     void* grad_rotations, void* grad_shifts, const Parallel&);
+  // In place. weight_volume may be null.
+  void (*add_mates)(const Problem&, Scalar, bool real, void* volume, void* weight_volume, const Parallel&);
   // The loads of a linear gather and nothing else: what memory allows.
   void (*roof)(const Problem&, Scalar, const void* volume, void* images, const Parallel&);
 };

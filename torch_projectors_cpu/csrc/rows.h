@@ -14,6 +14,13 @@
 namespace torch_projectors {
 namespace LEVEL {
 
+// A function of its own: within another, compilers forget which arrays cannot overlap, and take one sample at a time.
+#if defined(__GNUC__)
+#define TORCH_PROJECTORS_APART __attribute__((noinline))
+#else
+#define TORCH_PROJECTORS_APART __declspec(noinline)
+#endif
+
 constexpr int kBlock = 64;
 constexpr int kLanes = 8;  // samples are located by as many at once
 
@@ -114,18 +121,22 @@ class Phases {
  private:
   static constexpr double kPi = 3.14159265358979323846;
 
-  // By products of exp(i angle 2^b): few calls of sin and cos, and errors of a rounding a bit.
+  // By products of exp(i angle 2^b), each the square of the last: what that adds to the error of the last is no more
+  // than the rounding of the angle does.
   static void fill(double angle, std::vector<T>& re, std::vector<T>& im) {
     const size_t n = re.size() - kLanes;
     re[0] = T(1 + 0 * angle);  // not a number for what is not
     im[0] = T(0 * angle);
+    double c = std::cos(angle), s = std::sin(angle);
     for (size_t have = 1; have < n; have *= 2) {
-      const double c = std::cos(angle * double(have)), s = std::sin(angle * double(have));
       const size_t end = have < n - have ? have : n - have;
       for (size_t i = 0; i < end; ++i) {
         re[have + i] = T(re[i] * c - im[i] * s);
         im[have + i] = T(re[i] * s + im[i] * c);
       }
+      const double square = c * c - s * s;
+      s *= 2 * c;
+      c = square;
     }
   }
 
@@ -204,6 +215,30 @@ class View {
   int64_t batch_ = -1, pose_ = -1;
 };
 
+// What is the same for all samples: which first taps of theirs are inside, and how far apart entries lie.
+template <class Interpolation, class T, int V>
+struct Volume {
+  alignas(64) T low[V][kLanes], high[V][kLanes];  // one for each lane
+  uint32_t columns, plane, all;                   // entries; may overflow where none is inside
+
+  explicit Volume(const Grid<V>& grid) {
+    for (int a = 0; a < V; ++a) {
+      T least = (a == 0 ? T(0) : -T(grid.shape[a] / 2)) - T(Interpolation::first);
+      T most = T(grid.shape[a] / 2) - T(Interpolation::first + Interpolation::taps - 1);
+      // Of an even slowest axis, -n/2 is stored as n/2, far from its neighbours: the owner of a range has to look for it.
+      if (a == V - 1 && grid.shape[a] % 2 == 0) least += 1;
+      if (grid.size() > std::numeric_limits<int32_t>::max()) most = least - 1;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        low[a][lane] = least;
+        high[a][lane] = most;
+      }
+    }
+    columns = uint32_t(grid.columns());
+    plane = columns * uint32_t(grid.shape[1]);
+    all = plane * uint32_t(grid.shape[V - 1]);
+  }
+};
+
 // Up to kBlock neighbouring samples of a row. Positions are mirrored such that their taps have x >= 0; `sign` says which
 // were.
 template <class Interpolation, class T, int V>
@@ -213,9 +248,10 @@ struct Block {
   int64_t first;  // column
   int count;
   alignas(64) T sign[kBlock];
-  alignas(64) T t[V][kBlock];
-  alignas(64) T weight[V][taps][kBlock];  // along y and z; not along x
-  alignas(64) T slope[V][taps][kBlock];
+  static constexpr int room = kBlock + 16;  // vectors of factors are read that begin at any sample
+  alignas(64) T t[V][room];
+  alignas(64) T weight[V][taps][room];  // along y and z; not along x
+  alignas(64) T slope[V][taps][room];
   alignas(64) int32_t offset[lines][kBlock];  // of the first tap of every line along x, in entries: y fastest
   alignas(64) int32_t lowest[kBlock];         // frequency of the first tap along the slowest axis
   // Whether all taps are stored as they are, none mirrored, none out of the band; and offsets have 32 bits.
@@ -223,67 +259,72 @@ struct Block {
   bool all_inside;
 
   // Count, to the end of a vector: what lies beyond is computed too, and not used.
-  int whole() const { return (count + kLanes - 1) / kLanes * kLanes; }
+  int whole() const { return int(unsigned(count + kLanes - 1) & ~unsigned(kLanes - 1)); }
 
   template <bool slopes>
-  void locate(const Grid<V>& grid, const Row<T, V>& row) {
-    T step[V], base[V], low[V], high[V];
-    int32_t size[V];
+  TORCH_PROJECTORS_APART void locate(const Volume<Interpolation, T, V>& volume, const Row<T, V>& row) {
+    T step[V], base[V];
     for (int a = 0; a < V; ++a) {
       step[a] = row.step[a];
       base[a] = row.base[a];
-      size[a] = int32_t(grid.shape[a]);
-      low[a] = (a == 0 ? T(0) : -T(grid.shape[a] / 2)) - T(Interpolation::first);
-      high[a] = T(grid.shape[a] / 2) - T(Interpolation::first + taps - 1);
     }
-    // Of an even slowest axis, -n/2 is stored as n/2, far from its neighbours: the owner of a range has to look for it.
-    if (size[V - 1] % 2 == 0) low[V - 1] += 1;
-    if (grid.size() > std::numeric_limits<int32_t>::max()) high[0] = T(-1);
-    const int32_t columns = int32_t(grid.columns()), plane = int32_t(uint32_t(columns) * uint32_t(size[1]));
+    alignas(64) int32_t k[V][kBlock];  // frequencies of the first tap
+    const int to = whole();
     int32_t good = 1;
-    const T start = T(first);
-    const int end = count, to = whole();
+    for (int from = 0; from < to; from += kLanes) {
+      const T start = T(first + from);
+      const int end = count - from;
 #pragma omp simd reduction(& : good) simdlen(kLanes)
-    for (int u = 0; u < to; ++u) {
-      T p[V], f[V];
-      for (int a = 0; a < V; ++a) p[a] = step[a] * (start + T(u)) + base[a];
-      T s;
-      if (taps == 1) {
-        s = std::floor(p[0] + T(0.5)) < 0 ? T(-1) : T(1);
-        for (int a = 0; a < V; ++a) f[a] = s * std::floor(p[a] + T(0.5));
-      } else {
-        s = p[0] < 0 ? T(-1) : T(1);
-        for (int a = 0; a < V; ++a) f[a] = std::floor(s * p[a]);
-      }
-      sign[u] = s;
-      int32_t in = 1;
-      for (int a = 0; a < V; ++a) in &= int32_t(f[a] >= low[a]) & int32_t(f[a] <= high[a]);
-      // At x = 0 a tap is stored as it is, though others be mirrored.
-      in &= int32_t(f[0] > low[0]) | int32_t(s > 0);
-      good &= in | int32_t(u >= end);
-      inside[u] = in;
-      int32_t k[V];
-      for (int a = 0; a < V; ++a) {
-        t[a][u] = s * p[a] - f[a];
-        k[a] = int32_t(in ? f[a] : -T(Interpolation::first)) + Interpolation::first;
-      }
-      lowest[u] = k[V - 1];
-      for (int i = 0; i < taps; ++i) {
-        const int32_t y = k[1] + i, line = (y < 0 ? y + size[1] : y) * columns + k[0];
-        if (V == 2) offset[i][u] = line;
-        for (int j = 0; j < (V == 3 ? taps : 0); ++j) {
-          const int32_t z = k[V - 1] + j;
-          offset[(j * taps + i) % lines][u] = (z < 0 ? z + size[V - 1] : z) * plane + line;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int u = from + lane;
+        T p[V], f[V];
+        for (int a = 0; a < V; ++a) p[a] = step[a] * (start + T(lane)) + base[a];
+        T s;
+        if (taps == 1) {
+          s = std::floor(p[0] + T(0.5)) < 0 ? T(-1) : T(1);
+          for (int a = 0; a < V; ++a) f[a] = s * std::floor(p[a] + T(0.5));
+        } else {
+          s = std::copysign(T(1), p[0]);
+          for (int a = 0; a < V; ++a) f[a] = std::floor(s * p[a]);
         }
+        sign[u] = s;
+        int32_t in = 1;
+        for (int a = 0; a < V; ++a)
+          in &= int32_t(f[a] >= volume.low[a][lane]) & int32_t(f[a] <= volume.high[a][lane]);
+        // At x = 0 a tap is stored as it is, though others be mirrored.
+        in &= int32_t(f[0] > volume.low[0][lane]) | int32_t(s > 0);
+        good &= in | int32_t(lane >= end);
+        inside[u] = in;
+        for (int a = 0; a < V; ++a) {
+          t[a][u] = s * p[a] - f[a];
+          k[a][u] = int32_t(in ? f[a] : -T(Interpolation::first)) + Interpolation::first;
+        }
+        lowest[u] = k[V - 1][u];
       }
     }
     all_inside = good != 0;
     for (int a = 1; a < V; ++a) {
-      for (int i = 0; i < taps; ++i) {
 #pragma omp simd simdlen(kLanes)
-        for (int u = 0; u < to; ++u) {
+      for (int u = 0; u < to; ++u) {
+        for (int i = 0; i < taps; ++i) {
           weight[a][i][u] = torch_projectors::weight<Interpolation>(i, t[a][u]);
           if (slopes) slope[a][i][u] = torch_projectors::slope<Interpolation>(i, t[a][u]);
+        }
+      }
+    }
+    const uint32_t columns = volume.columns, plane = volume.plane, all = volume.all;
+#pragma omp simd simdlen(kLanes)
+    for (int u = 0; u < to; ++u) {
+      const uint32_t y = uint32_t(k[1][u]) * columns + uint32_t(k[0][u]);
+      uint32_t line[taps];
+      for (int i = 0; i < taps; ++i) line[i] = y + uint32_t(i) * columns + (k[1][u] + i < 0 ? plane : 0);
+      if (V == 2) {
+        for (int i = 0; i < taps; ++i) offset[i % lines][u] = int32_t(line[i]);
+      } else {
+        const uint32_t z = uint32_t(k[V - 1][u]) * plane;
+        for (int j = 0; j < taps; ++j) {
+          const uint32_t slice = z + uint32_t(j) * plane + (k[V - 1][u] + j < 0 ? all : 0);
+          for (int i = 0; i < taps; ++i) offset[(j * taps + i) % lines][u] = int32_t(slice + line[i]);
         }
       }
     }

@@ -234,6 +234,7 @@ void backproject(const Problem& q, const void* images, const void* weights, void
       std::memset(writer.volume + at * numbers, 0, size_t(slice * numbers) * sizeof(T));
       if (weights != nullptr) std::memset(writer.weights + at, 0, size_t(slice) * sizeof(T));
     }
+    const Volume<Interpolation, T, V> entries(grid);
     Block<Interpolation, T, V> block;
     alignas(64) T values[numbers * kBlock], sample_weights[kBlock];
     for (int64_t p = 0; p < q.poses; ++p) {
@@ -246,7 +247,7 @@ void backproject(const Problem& q, const void* images, const void* weights, void
         for (const Part& part : parts)
           for (block.first = part.from; block.first < part.to; block.first += kBlock) {
             block.count = int(std::min<int64_t>(part.to - block.first, kBlock));
-            block.template locate<false>(grid, row);
+            block.template locate<false>(entries, row);
             writer.sort(block);
             // In whole vectors where another row follows in memory.
             const int end = index + 1 < rows.count() && rows.grid.columns() >= kLanes ? block.whole() : block.count;

@@ -336,6 +336,28 @@ void run_on_torch(void*, int64_t n, torch_projectors_body body, void* context) {
       &loop);
 }
 
+// The problem of volumes and images of such shapes, without poses, and on which threads to solve it.
+torch_projectors_problem problem_of(const Dtype& dtype, const Sizes& volume, const Sizes& image) {
+  torch_projectors_problem problem{};
+  problem.size = int32_t(sizeof(problem));
+  problem.scalar = dtype.scalar;
+  problem.real = dtype.real ? 1 : 0;
+  problem.volume_dims = volume.count;
+  problem.image_dims = image.count;
+  for (int a = 0; a < volume.count; ++a) problem.volume_shape[a] = volume[a];
+  for (int a = 0; a < image.count; ++a) problem.image_shape[a] = image[a];
+  problem.oversampling = 1;
+  problem.volume_stride = volume.stored().product();
+  if (forked) {
+    uint32_t threads;
+    CHECKED(torch_get_num_threads, &threads);
+    problem.threads = int32_t(threads);
+  } else {
+    problem.runner = run_on_torch;
+  }
+  return problem;
+}
+
 // What the ops have in common: all tensors checked, and the problem for the C API.
 struct Setting {
   Dtype dtype;
@@ -356,14 +378,8 @@ struct Setting {
     volume_size = Sizes{batch}.then(volume.stored());
     image_size = Sizes{batch, poses}.then(image.stored());
 
-    problem.size = int32_t(sizeof(problem));
-    problem.scalar = dtype.scalar;
-    problem.real = dtype.real ? 1 : 0;
+    problem = problem_of(dtype, volume, image);
     problem.interpolation = g.interpolation < 0 || g.interpolation > 3 ? -1 : int32_t(g.interpolation);
-    problem.volume_dims = volume.count;
-    problem.image_dims = image.count;
-    for (int a = 0; a < volume.count; ++a) problem.volume_shape[a] = volume[a];
-    for (int a = 0; a < image.count; ++a) problem.image_shape[a] = image[a];
     problem.oversampling = g.oversampling;
     problem.cutoff = g.cutoff;
     problem.pairs_once = g.pairs_once ? 1 : 0;
@@ -380,16 +396,8 @@ struct Setting {
       problem.shift_strides[0] = own_shifts == 1 ? 0 : poses * image.count;
       problem.shift_strides[1] = image.count;
     }
-    problem.volume_stride = volume.stored().product();
     problem.image_strides[1] = image.stored().product();
     problem.image_strides[0] = times(poses, problem.image_strides[1]);
-    if (forked) {
-      uint32_t threads;
-      CHECKED(torch_get_num_threads, &threads);
-      problem.threads = int32_t(threads);
-    } else {
-      problem.runner = run_on_torch;
-    }
   }
 };
 
@@ -456,6 +464,24 @@ void project_gradients(StableValue* stack, uint64_t, uint64_t) {
   for (int i = 0; i < 4; ++i) stack[i] = gradients[i].release();
 }
 
+void add_mates(StableValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const Tensor volume = arguments.tensor(), weight_volume = arguments.tensor();
+  const Arguments::List list(arguments.list());
+
+  const Sizes size = shape("volume_shape", list);
+  const Dtype dtype = dtype_of("volume", volume);
+  if (volume.dims() < 1) fail("volume: expected a batch, got a scalar");
+  const Sizes all = Sizes{volume.sizes()[0]}.then(size.stored());
+  expect("volume", volume, dtype.code, all);
+  const bool weighted = !(weight_volume.dims() == 1 && weight_volume.sizes()[0] == 0);
+  if (weighted) expect("weight_volume", weight_volume, dtype.real_code, all);
+  torch_projectors_problem problem = problem_of(dtype, size, size);
+  problem.batch = all[0];
+  finish(torch_projectors_cpu_add_mates(&problem, volume.mutable_data(),
+                                        weighted ? weight_volume.mutable_data() : nullptr));
+}
+
 const Operator kOperators[] = {
     {"forward_project", "forward_project(Tensor volume, Tensor rotations, Tensor? shifts, " GEOMETRY ") -> Tensor",
      forward_project},
@@ -468,6 +494,7 @@ const Operator kOperators[] = {
      ", bool need_volume, bool need_images, bool need_rotations, bool need_shifts)"
      " -> (Tensor, Tensor, Tensor, Tensor)",
      project_gradients},
+    {"add_mates_", "add_mates_(Tensor(a!) volume, Tensor(b!) weight_volume, SymInt[] volume_shape) -> ()", add_mates},
 };
 
 }  // namespace

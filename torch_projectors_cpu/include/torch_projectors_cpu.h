@@ -84,6 +84,11 @@ TORCH_PROJECTORS_API int32_t torch_projectors_cpu_project_gradients(const torch_
                                                                     void* grad_volume, void* grad_images,
                                                                     void* grad_rotations, void* grad_shifts);
 
+/* Adds to every entry of columns that hold both members of each Friedel pair the conjugate of its mate, in place: what
+ * makes the transpose an insertion. weight_volume, real, may be NULL. Of the problem, what describes volumes counts. */
+TORCH_PROJECTORS_API int32_t torch_projectors_cpu_add_mates(const torch_projectors_problem* problem, void* volume,
+                                                            void* weight_volume);
+
 /* What a linear gather of volumes by images has to load, and nothing else: the limit to measure speed against. */
 TORCH_PROJECTORS_API int32_t torch_projectors_cpu_gather_roof(const torch_projectors_problem* problem,
                                                               const void* volume, void* images);
@@ -100,8 +105,7 @@ TORCH_PROJECTORS_API const char* torch_projectors_cpu_version(void);
 /* The ABI of the torch ops below. */
 TORCH_PROJECTORS_API int32_t torch_projectors_cpu_abi(void);
 
-/* Registers kernels for torch_projectors::forward_project, backward_project and project_gradients with the torch that
- * is in the process (2.10 or later). define_schemas: also define the ops, as a program without Python needs it. May be
+/* Registers kernels for the ops of torch_projectors with the torch that is in the process (2.10 or later). define_schemas: also define the ops, as a program without Python needs it. May be
  * called again. */
 TORCH_PROJECTORS_API int32_t torch_projectors_cpu_register(int32_t define_schemas);
 

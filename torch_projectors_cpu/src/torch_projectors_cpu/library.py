@@ -50,7 +50,13 @@ class Problem(ctypes.Structure):
 
 
 # Number of arrays that follow the problem.
-FUNCTIONS = {"forward_project": 2, "backward_project": 4, "project_gradients": 6, "gather_roof": 2}
+FUNCTIONS = {
+    "forward_project": 2,
+    "backward_project": 4,
+    "project_gradients": 6,
+    "add_mates": 2,
+    "gather_roof": 2,
+}
 
 
 @functools.cache

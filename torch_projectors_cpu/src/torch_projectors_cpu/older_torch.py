@@ -29,7 +29,7 @@ def register() -> None:
     global _library
     if _library is None:
         library = torch.library.Library("torch_projectors", "IMPL")
-        for kernel in (forward_project, backward_project, project_gradients):
+        for kernel in (forward_project, backward_project, project_gradients, add_mates_):
             library.impl(kernel.__name__, kernel, "CPU")
         _library = library
 
@@ -72,6 +72,18 @@ def project_gradients(
     return gradients
 
 
+def add_mates_(volume: Tensor, weight_volume: Tensor, volume_shape: Sequence[int]) -> None:
+    shape = _shape("volume_shape", volume_shape)
+    real = _real("volume", volume)
+    all_volumes = (volume.shape[0], *shape[:-1], shape[-1] // 2 + 1)
+    _expect("volume", volume, volume.dtype, all_volumes)
+    weighted = weight_volume.shape != (0,)
+    if weighted:
+        _expect("weight_volume", weight_volume, real, all_volumes)
+    problem = _problem(volume, shape, shape)
+    call("add_mates", problem, volume.data_ptr(), weight_volume.data_ptr() if weighted else None)
+
+
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -100,6 +112,32 @@ def _shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(n) for n in shape)
 
 
+def _real(name: str, data: Tensor) -> torch.dtype:
+    """The dtype of its real numbers; data begin with a batch."""
+    real = _REAL.get(data.dtype)
+    if real is None:
+        _fail(f"{name}: expected complex64, complex128, float32 or float64, got {data.dtype}")
+    if data.dim() < 1:
+        _fail(f"{name}: expected a batch, got a scalar")
+    return real
+
+
+def _problem(data: Tensor, volume: tuple[int, ...], image: tuple[int, ...], **poses: Any) -> Problem:
+    return Problem(
+        size=ctypes.sizeof(Problem),
+        scalar=int(_REAL[data.dtype] == torch.float64),
+        real=int(not data.is_complex()),
+        volume_dims=len(volume),
+        image_dims=len(image),
+        volume_shape=volume,
+        image_shape=image,
+        batch=data.shape[0],
+        volume_stride=math.prod(volume[:-1]) * (volume[-1] // 2 + 1),
+        threads=torch.get_num_threads(),
+        **{"oversampling": 1.0, **poses},
+    )
+
+
 def _setting(
     name: str,
     data: Tensor,
@@ -114,11 +152,7 @@ def _setting(
 ) -> tuple[Problem, tuple[int, ...], tuple[int, ...]]:
     """The problem, and the stored shapes of all volumes and images. `data` tells batch and precision."""
     volume, image = _shape("volume_shape", volume_shape), _shape("image_shape", image_shape)
-    real = _REAL.get(data.dtype)
-    if real is None:
-        _fail(f"{name}: expected complex64, complex128, float32 or float64, got {data.dtype}")
-    if data.dim() < 1:
-        _fail(f"{name}: expected a batch, got a scalar")
+    real = _real(name, data)
     dims = len(volume)
     if len(image) > dims:
         _fail(f"image_shape: expected at most {dims} numbers, got {len(image)}")
@@ -128,25 +162,18 @@ def _setting(
     _expect("rotations", rotations, real, (1 if own == 1 else batch, poses, dims, dims))
     stored_volume, stored_image = [(*shape[:-1], shape[-1] // 2 + 1) for shape in (volume, image)]
     image_size = math.prod(stored_image)
-    problem = Problem(
-        size=ctypes.sizeof(Problem),
-        scalar=int(real == torch.float64),
-        real=int(not data.is_complex()),
+    problem = _problem(
+        data,
+        volume,
+        image,
         interpolation=interpolation if 0 <= interpolation <= 3 else -1,
-        volume_dims=dims,
-        image_dims=len(image),
-        volume_shape=volume,
-        image_shape=image,
         oversampling=oversampling,
         cutoff=cutoff,
         pairs_once=int(pairs_once),
-        batch=batch,
         poses=poses,
         rotations=rotations.data_ptr(),
         rotation_strides=(0 if own == 1 else poses * dims * dims, dims * dims),
         image_strides=(poses * image_size, image_size),
-        volume_stride=math.prod(stored_volume),
-        threads=torch.get_num_threads(),
     )
     if shifts is not None:
         if shifts.dim() != 3:

@@ -1,0 +1,95 @@
+"""The op that completes an insertion: entries of paired columns get the conjugates of their mates."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import torch_projectors as tp
+from torch_projectors import ops
+from torch_projectors.spectrum import stored_shape
+
+SHAPES = [
+    (6, 6),
+    (5, 7),
+    (7, 8),
+    (1, 1),
+    (1, 2),
+    (2, 1),
+    (4, 6, 8),
+    (5, 5, 5),
+    (7, 1, 4),
+    (1, 6, 1),
+    (3, 4, 2),
+]
+DTYPES = [torch.complex64, torch.complex128, torch.float32, torch.float64]
+
+
+def add_mates_(volume: Tensor, weights: Tensor, shape: tuple[int, ...]) -> None:
+    """By the chosen backend."""
+    assert ops.selected(volume.device).bare.add_mates_(volume, weights, shape) is None
+
+
+def with_mates(volume: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Entry by entry. Each is a sum of two numbers, so it is exact."""
+    before, after = volume.numpy(), volume.numpy().copy()
+    width = shape[-1]
+    for index in itertools.product(*map(range, stored_shape(shape))):
+        if 2 * index[-1] in (0, width):
+            mate = (*[-i % n for i, n in zip(index[:-1], shape)], index[-1])
+            after[(..., *index)] += np.conj(before[(..., *mate)])
+    return torch.from_numpy(after)
+
+
+def normal(batch: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.randn(batch, *stored_shape(shape), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_entries_of_paired_columns_get_the_conjugates_of_their_mates(
+    shape: tuple[int, ...], dtype: torch.dtype, backend: str
+) -> None:
+    volume, weights = normal(3, shape, dtype), normal(3, shape, dtype.to_real())
+    expected = with_mates(volume, shape), with_mates(weights, shape)
+    add_mates_(volume, weights, shape)
+    assert torch.equal(volume, expected[0])
+    assert torch.equal(weights, expected[1])
+
+
+def test_weights_may_be_left_out(backend: str) -> None:
+    volume = normal(2, (4, 6), torch.complex64)
+    expected = with_mates(volume, (4, 6))
+    add_mates_(volume, torch.empty(0), (4, 6))
+    assert torch.equal(volume, expected)
+
+
+def test_a_batch_may_be_empty(backend: str) -> None:
+    add_mates_(normal(0, (4, 6), torch.complex64), normal(0, (4, 6), torch.float32), (4, 6))
+
+
+def test_large_volumes_are_shared_among_threads_with_the_same_result(backend: str) -> None:
+    shape = (130, 131, 128)
+    volume, weights = normal(1, shape, torch.complex64), normal(1, shape, torch.float32)
+    planes = [x[..., ::64].clone() for x in (volume, weights)]
+    untouched = volume[..., 1:64].clone()
+    add_mates_(volume, weights, shape)
+    for x, before in zip((volume, weights), planes):
+        mates = before.flip(1, 2).roll((1, 1), (1, 2)).conj()
+        assert torch.equal(x[..., ::64], before + mates)
+    assert torch.equal(volume[..., 1:64], untouched)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_insertion_is_the_same_whether_or_not_it_is_differentiated(weighted: bool, backend: str) -> None:
+    images = torch.randn(2, 3, 8, 5, dtype=torch.complex128)
+    rotations, weights = tp.rotations.random(3), torch.rand(2, 3, 8, 5, dtype=torch.float64)
+    options = {"weights": weights} if weighted else {}
+    plain = tp.backward_project(images, rotations, **options)
+    recorded = tp.backward_project(images.clone().requires_grad_(), rotations, **options)
+    for a, b in zip(*[x if weighted else (x,) for x in (plain, recorded)]):
+        assert torch.equal(a, b.detach())
