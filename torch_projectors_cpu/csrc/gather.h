@@ -130,55 +130,31 @@ struct Reader {
     if (V == 3) X::sum(along_z * x, to.derivative[V - 1] + numbers * u);
   }
 
-  // Sums of a sample at p on both sides of x = 0, if all of its taps are in the band: most of those that are not inside.
-  bool across(const T (&p)[V], T (&sums)[V + 1][numbers]) const {
-    int64_t here[V][taps], there[V][taps];  // of a tap, and of its mate
-    T w[V][taps], s[V][taps];
-    int64_t stride = grid.columns() * numbers, start = 0;
-    for (int a = 0; a < V; ++a) {
-      const int64_t half = grid.shape[a] / 2;
-      const T f = std::floor(p[a] + T(Interpolation::rounding)), t = p[a] - f;
-      if (!(f + T(Interpolation::first) >= T(-half) && f + T(Interpolation::first + taps - 1) <= T(half))) return false;
-      const int64_t first = int64_t(f) + Interpolation::first;
-      if (a == 0) start = first;
-      for (int i = 0; i < taps; ++i) {
-        const int64_t k = first + i;
-        if (a > 0) {
-          here[a][i] = (k < 0 ? k + grid.shape[a] : k) * stride;
-          there[a][i] = (k > 0 ? grid.shape[a] - k : -k) * stride;
-        }
-        const T along = weight<Interpolation>(i, t);
-        w[a][i] = tap_weight(along);
-        if (slopes) s[a][i] = tap_slope(slope<Interpolation>(i, t), along);
-      }
-      if (a > 0) stride *= grid.shape[a];
-    }
+  void at_edge(const Volume<Interpolation, T, V>& entries, const Block<Interpolation, T, V>& b, int u,
+               Values<T, V, numbers>& to) const {
     T columns[slopes ? V : 1][taps][numbers] = {};  // interpolated along all axes but x, and with a slope along one
-    for (int z = 0; z < (V == 3 ? taps : 1); ++z)
-      for (int y = 0; y < taps; ++y) {
-        const T* right = volume + here[1][y] + (V == 3 ? here[V - 1][z] : 0);
-        const T* left = volume + there[1][y] + (V == 3 ? there[V - 1][z] : 0);
-        const T wz = V == 3 ? w[V - 1][z] : T(1);
-        for (int x = 0; x < taps; ++x) {
-          const int64_t k = start + x;
-          const T* at = k < 0 ? left - k * numbers : right + k * numbers;
-          for (int c = 0; c < numbers; ++c) {
-            const T value = c == 1 && k < 0 ? -at[c] : at[c];
-            columns[0][x][c] += wz * w[1][y] * value;
-            if (!slopes) continue;
-            columns[1][x][c] += wz * s[1][y] * value;
-            if (V == 3) columns[V - 1][x][c] += s[V - 1][z] * w[1][y] * value;
-          }
-        }
-      }
-    for (int x = 0; x < taps; ++x)
+    b.each_tap_at_edge(entries, u, [&](int x, int y, int z, int64_t entry, bool mirrored) {
+      const T wy = b.weight[1][y][u], wz = V == 3 ? b.weight[V - 1][z][u] : T(1);
       for (int c = 0; c < numbers; ++c) {
-        sums[0][c] += w[0][x] * columns[0][x][c];
+        const T stored = volume[entry * numbers + c], value = c == 1 && mirrored ? -stored : stored;
+        columns[0][x][c] += tap_weight(wz) * tap_weight(wy) * value;
         if (!slopes) continue;
-        sums[1][c] += s[0][x] * columns[0][x][c];
-        for (int a = 1; a < V; ++a) sums[a + 1][c] += w[0][x] * columns[a][x][c];
+        columns[1][x][c] += tap_weight(wz) * tap_slope(b.slope[1][y][u], wy) * value;
+        if (V == 3) columns[V - 1][x][c] += tap_slope(b.slope[V - 1][z][u], wz) * tap_weight(wy) * value;
       }
-    return true;
+    });
+    for (int c = 0; c < numbers; ++c) {
+      T value = 0, derivative[V] = {};
+      for (int x = 0; x < taps; ++x) {
+        const T w = weight<Interpolation>(x, b.t[0][u]);
+        value += tap_weight(w) * columns[0][x][c];
+        if (!slopes) continue;
+        derivative[0] += tap_slope(slope<Interpolation>(x, b.t[0][u]), w) * columns[0][x][c];
+        for (int a = 1; a < V; ++a) derivative[a] += tap_weight(w) * columns[a][x][c];
+      }
+      to.value[numbers * u + c] = value;
+      for (int a = 0; a < (slopes ? V : 0); ++a) to.derivative[a][numbers * u + c] = derivative[a];
+    }
   }
 
   // A sample whose taps may be mirrored or out of the band. The block's sign mirrors results back, so they are mirrored.
@@ -186,7 +162,7 @@ struct Reader {
     T p[V], sums[V + 1][numbers] = {};
     for (int a = 0; a < V; ++a) p[a] = row.position(a, b.first + u);
     const T sign = b.sign[u];
-    const bool finite = across(p, sums) || each_tap<Interpolation>(
+    const bool finite = each_tap<Interpolation>(
         grid, p, [&](int64_t offset, bool mirrored, const T (&w)[V], const T (&s)[V]) {
           T value[numbers];
           for (int c = 0; c < numbers; ++c) value[c] = volume[offset * numbers + c];
@@ -222,12 +198,14 @@ struct Reader {
         for (int u = 0; u < b.count; u += many) {
           int32_t all = 1;
           if (!b.all_inside)
-            for (int i = 0; i < many; ++i) all &= b.inside[u + i];
+            for (int i = 0; i < many; ++i) all &= int32_t(b.inside(u + i));
           if (all) {
             inside<many>(b, u, values);
           } else {
             for (int i = u; i < b.count && i < u + many; ++i)
-              b.inside[i] ? inside<1>(b, i, values) : anywhere(row, b, i, values);
+              b.inside(i)    ? inside<1>(b, i, values)
+              : b.at_edge(i) ? at_edge(entries, b, i, values)
+                             : anywhere(row, b, i, values);
           }
         }
         visit(row, b, values);

@@ -148,6 +148,7 @@ class Phases {
 template <class T, int V>
 struct Row {
   int64_t index, count;
+  bool finite;  // whether all positions of the image are
   T step[V], base[V];
   double columns_per_step[V];  // 1 / step
   Complex<T> phase;
@@ -182,7 +183,13 @@ class View {
         static_cast<const T*>(q_.rotations) + batch * q_.rotation_strides[0] + pose * q_.rotation_strides[1];
     for (int a = 0; a < V; ++a)
       for (int c = 0; c < I; ++c) matrix[a][c] = T(q_.oversampling) * rotation[a * V + c];
-    for (int a = 0; a < V; ++a) inverse[a] = 1 / double(matrix[a][0]);
+    finite_ = true;
+    for (int a = 0; a < V; ++a) {
+      inverse[a] = 1 / double(matrix[a][0]);
+      double reach = 0;
+      for (int c = 0; c < I; ++c) reach += std::abs(double(matrix[a][c])) * double(rows.grid.shape[c]);
+      finite_ &= reach < double(std::numeric_limits<T>::max());
+    }
     if (q_.shifts == nullptr) return;  // all phases are 1, as at first
     phases.set(static_cast<const T*>(q_.shifts) + batch * q_.shift_strides[0] + pose * q_.shift_strides[1]);
     phases.count(counts);
@@ -199,6 +206,7 @@ class View {
     Row<T, V> row;
     row.index = index;
     row.count = rows.columns(index);
+    row.finite = finite_;
     const auto& k = rows.frequencies(index);
     for (int a = 0; a < V; ++a) {
       row.step[a] = matrix[a][0];
@@ -213,15 +221,17 @@ class View {
  private:
   const Problem& q_;
   int64_t batch_ = -1, pose_ = -1;
+  bool finite_ = true;
 };
 
-// What is the same for all samples: which first taps of theirs are inside, and how far apart entries lie.
+// What is the same for all samples: which first taps of theirs are in the band, and how far apart entries lie.
 template <class Interpolation, class T, int V>
 struct Volume {
+  Grid<V> grid;
   alignas(64) T low[V][kLanes], high[V][kLanes];  // one for each lane
   uint32_t columns, plane, all;                   // entries; may overflow where none is inside
 
-  explicit Volume(const Grid<V>& grid) {
+  explicit Volume(const Grid<V>& grid) : grid(grid) {
     for (int a = 0; a < V; ++a) {
       T least = (a == 0 ? T(0) : -T(grid.shape[a] / 2)) - T(Interpolation::first);
       T most = T(grid.shape[a] / 2) - T(Interpolation::first + Interpolation::taps - 1);
@@ -253,10 +263,13 @@ struct Block {
   alignas(64) T weight[V][taps][room];  // along y and z; not along x
   alignas(64) T slope[V][taps][room];
   alignas(64) int32_t offset[lines][kBlock];  // of the first tap of every line along x, in entries: y fastest
-  alignas(64) int32_t lowest[kBlock];         // frequency of the first tap along the slowest axis
-  // Whether all taps are stored as they are, none mirrored, none out of the band; and offsets have 32 bits.
-  alignas(64) int32_t inside[kBlock];
+  alignas(64) int32_t k[V][kBlock];           // frequencies of the first tap
+  alignas(64) int32_t place[kBlock];
   bool all_inside;
+
+  // All taps are in the band, offsets have 32 bits, and either all are stored as they are, or some are mirrored.
+  bool inside(int u) const { return place[u] == 2; }
+  bool at_edge(int u) const { return place[u] == 1; }
 
   // Count, to the end of a vector: what lies beyond is computed too, and not used.
   int whole() const { return int(unsigned(count + kLanes - 1) & ~unsigned(kLanes - 1)); }
@@ -268,7 +281,6 @@ struct Block {
       step[a] = row.step[a];
       base[a] = row.base[a];
     }
-    alignas(64) int32_t k[V][kBlock];  // frequencies of the first tap
     const int to = whole();
     int32_t good = 1;
     for (int from = 0; from < to; from += kLanes) {
@@ -288,18 +300,18 @@ struct Block {
           for (int a = 0; a < V; ++a) f[a] = std::floor(s * p[a]);
         }
         sign[u] = s;
-        int32_t in = 1;
-        for (int a = 0; a < V; ++a)
-          in &= int32_t(f[a] >= volume.low[a][lane]) & int32_t(f[a] <= volume.high[a][lane]);
+        int32_t band = int32_t(f[0] <= volume.high[0][lane]);
+        for (int a = 1; a < V; ++a)
+          band &= int32_t(f[a] >= volume.low[a][lane]) & int32_t(f[a] <= volume.high[a][lane]);
         // At x = 0 a tap is stored as it is, though others be mirrored.
-        in &= int32_t(f[0] > volume.low[0][lane]) | int32_t(s > 0);
+        const int32_t in = band & int32_t(f[0] >= volume.low[0][lane]) &
+                           (int32_t(f[0] > volume.low[0][lane]) | int32_t(s > 0));
         good &= in | int32_t(lane >= end);
-        inside[u] = in;
+        place[u] = band + in;
         for (int a = 0; a < V; ++a) {
           t[a][u] = s * p[a] - f[a];
-          k[a][u] = int32_t(in ? f[a] : -T(Interpolation::first)) + Interpolation::first;
+          k[a][u] = int32_t(band ? f[a] : -T(Interpolation::first)) + Interpolation::first;
         }
-        lowest[u] = k[V - 1][u];
       }
     }
     all_inside = good != 0;
@@ -328,6 +340,30 @@ struct Block {
         }
       }
     }
+  }
+
+  // Of a sample at the edge: calls visit(x, y, z, entry, mirrored) for its taps, numbered along each axis.
+  template <class Visit>
+  void each_tap_at_edge(const Volume<Interpolation, T, V>& volume, int u, const Visit& visit) const {
+    int64_t mate[V][taps];  // of lines
+    int64_t stride = volume.columns;
+    for (int a = 1; a < V; ++a) {
+      for (int i = 0; i < taps; ++i) {
+        const int64_t f = k[a][u] + i;
+        mate[a][i] = (f > 0 ? volume.grid.shape[a] - f : -f) * stride;
+      }
+      stride *= volume.grid.shape[a];
+    }
+    const int64_t first_as_it_is = sign[u] < 0 ? 1 : 0;
+    for (int z = 0; z < (V == 3 ? taps : 1); ++z)
+      for (int y = 0; y < taps; ++y) {
+        const int64_t line = offset[(z * taps + y) % lines][u], other = mate[1][y] + (V == 3 ? mate[V - 1][z] : 0);
+        for (int x = 0; x < taps; ++x) {
+          const int64_t f = k[0][u] + x;
+          const bool mirrored = f < first_as_it_is;
+          visit(x, y, z, mirrored ? other - f : line + x, mirrored);
+        }
+      }
   }
 };
 

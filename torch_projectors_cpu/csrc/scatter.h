@@ -44,11 +44,22 @@ struct Writer {
   using P = typename X::P;
   using Q = typename R::P;
 
-  Grid<V> grid;
+  const Volume<Interpolation, T, V>& entries;
+  const Grid<V> grid;
   T* volume;
   T* weights;         // or null
   int64_t low, high;  // own frequencies of the slowest axis: low <= k < high
+  int64_t begin[2], end[2];  // own entries: of frequencies >= 0, and of others
   alignas(64) int32_t task[kBlock];  // of a sample: 0 if none of its taps are own, 1 if all are inside and own, or 2
+
+  Writer(const Volume<Interpolation, T, V>& entries, T* volume, T* weights, int64_t low, int64_t high)
+      : entries(entries), grid(entries.grid), volume(volume), weights(weights), low(low), high(high) {
+    const int64_t n = grid.shape[V - 1], slice = grid.size() / n;
+    begin[0] = std::max<int64_t>(low, 0) * slice;
+    end[0] = std::max<int64_t>(high, 0) * slice;
+    begin[1] = (low + n) * slice;
+    end[1] = (std::min<int64_t>(high, 0) + n) * slice;
+  }
 
   static T tap_size(T w) { return Interpolation::negative ? magnitude(w) : w; }
   static T tap_weight(T w) { return real ? tap_size(w) : w; }
@@ -72,10 +83,25 @@ struct Writer {
     Q w{};
     if (weighted) w = R::magnitude(R::weights(b.t[0][u])) * weight;
     for (int i = 0; i < taps; ++i) {
-      if (!all && (b.lowest[u] + i < low || b.lowest[u] + i >= high)) continue;
+      if (!all && (b.k[V - 1][u] + i < low || b.k[V - 1][u] + i >= high)) continue;
       const T z = b.weight[V - 1][i][u];
       lines<weighted>(b, u, i, x * tap_weight(z), w * tap_size(z));
     }
+  }
+
+  bool own(int64_t entry) const { return (entry >= begin[0] && entry < end[0]) || (entry >= begin[1] && entry < end[1]); }
+
+  void at_edge(const Block<Interpolation, T, V>& b, int u, const T* value, T weight) const {
+    T x_weight[taps];
+    for (int i = 0; i < taps; ++i) x_weight[i] = torch_projectors::weight<Interpolation>(i, b.t[0][u]);
+    b.each_tap_at_edge(entries, u, [&](int x, int y, int z, int64_t entry, bool mirrored) {
+      if (!own(entry)) return;
+      const T w[] = {x_weight[x], b.weight[1][y][u], V == 3 ? b.weight[V - 1][z][u] : T(1)};
+      const T product = tap_weight(w[0]) * tap_weight(w[1]) * tap_weight(w[2]);
+      for (int c = 0; c < numbers; ++c)
+        volume[entry * numbers + c] += product * (c == 1 && mirrored ? -value[c] : value[c]);
+      if (weights != nullptr) weights[entry] += tap_size(w[0]) * tap_size(w[1]) * tap_size(w[2]) * weight;
+    });
   }
 
   void anywhere(const T (&p)[V], const T* value, T weight, T sign) const {
@@ -85,14 +111,9 @@ struct Writer {
     if ((highest < T(low) || lowest >= T(high)) && (-lowest < T(low) || -highest >= T(high)) && lowest > -half &&
         highest < half && p[0] - p[0] == 0 && p[1] - p[1] == 0)
       return;
-    const int64_t slice = grid.size() / grid.shape[V - 1];
-    // What is own, in entries: of frequencies >= 0, and of others.
-    const int64_t from = std::max<int64_t>(low, 0) * slice, to = std::max<int64_t>(high, 0) * slice;
-    const int64_t from_negative = (low + grid.shape[V - 1]) * slice,
-                  to_negative = (std::min<int64_t>(high, 0) + grid.shape[V - 1]) * slice;
     const bool finite = each_tap<Interpolation>(
         grid, p, [&](int64_t offset, bool mirrored, const T (&w)[V], const T (&)[V]) {
-          if (!(offset >= from && offset < to) && !(offset >= from_negative && offset < to_negative)) return;
+          if (!own(offset)) return;
           T product = 1, size = 1;
           for (int a = 0; a < V; ++a) {
             product *= tap_weight(w[a]);
@@ -119,7 +140,11 @@ struct Writer {
     const bool lowest = grid.shape[V - 1] % 2 == 0 && high > half;
     const double edge = double(-half - Interpolation::first + 1);
     parts[0] = parts[1] = {0, 0};
-    // Most rows that have none are seen to have none at once. One that has no numbers is not passed over.
+    if (!row.finite) {  // the owner of frequency 0 has to know
+      parts[0] = {0, row.count};
+      return;
+    }
+    // Most rows that have none are seen to have none at once.
     const double z[] = {double(row.base[V - 1]), double(row.position(V - 1, row.count - 1))};
     const double least = std::min(z[0], z[1]), most = std::max(z[0], z[1]);
     if (!lowest && ((most < from - 1 || least > to + 1) && (-least < from - 1 || -most > to + 1))) return;
@@ -146,9 +171,9 @@ struct Writer {
     const int32_t least = int32_t(low), most = int32_t(high - taps);
 #pragma omp simd simdlen(kLanes)
     for (int u = 0; u < b.whole(); ++u) {
-      const int32_t k = b.lowest[u];
-      const int32_t none = b.inside[u] & (int32_t(k <= least - taps) | int32_t(k >= most + taps));
-      const int32_t all = b.inside[u] & int32_t(k >= least) & int32_t(k <= most);
+      const int32_t k = b.k[V - 1][u], in = int32_t(b.place[u] == 2);
+      const int32_t none = in & (int32_t(k <= least - taps) | int32_t(k >= most + taps));
+      const int32_t all = in & int32_t(k >= least) & int32_t(k <= most);
       task[u] = none ? 0 : all ? 1 : 2;
     }
   }
@@ -170,7 +195,8 @@ struct Writer {
   // Some taps may be mirrored, stored elsewhere, or not own.
   template <bool weighted>
   void some(const Block<Interpolation, T, V>& b, const Row<T, V>& row, int u, const T* value, T weight) const {
-    if (b.inside[u]) return inside<weighted, false>(b, u, value, weight);
+    if (b.inside(u)) return inside<weighted, false>(b, u, value, weight);
+    if (b.at_edge(u)) return at_edge(b, u, value, weight);
     T p[V];
     for (int a = 0; a < V; ++a) p[a] = row.position(a, b.first + u);
     anywhere(p, value, weight, b.sign[u]);
@@ -222,19 +248,19 @@ void backproject(const Problem& q, const void* images, const void* weights, void
   constexpr int numbers = real ? 1 : 2;
   const Grid<V> grid = grid_of<V>(q.volume_shape);
   const Rows<I> rows(grid_of<I>(q.image_shape), q.cutoff);
+  const Volume<Interpolation, T, V> entries(grid);
   const int64_t slice = grid.size() / grid.shape[V - 1];
   const std::vector<int64_t> limits = slabs<T, V, I>(q, grid, rows);
   const int64_t slice_bytes = slice * int64_t(sizeof(T)) * (numbers + (weights == nullptr ? 0 : 1));
   const auto add = [&](int64_t b, int64_t low, int64_t high, View<T, V, I>& view) {
-    Writer<Interpolation, T, V, real> writer{
-        grid, static_cast<T*>(volumes) + b * q.volume_stride * numbers,
-        weights == nullptr ? nullptr : static_cast<T*>(weight_volumes) + b * q.volume_stride, low, high, {}};
+    Writer<Interpolation, T, V, real> writer(
+        entries, static_cast<T*>(volumes) + b * q.volume_stride * numbers,
+        weights == nullptr ? nullptr : static_cast<T*>(weight_volumes) + b * q.volume_stride, low, high);
     for (int64_t k = low; k < high; ++k) {
       const int64_t at = (k < 0 ? k + grid.shape[V - 1] : k) * slice;
       std::memset(writer.volume + at * numbers, 0, size_t(slice * numbers) * sizeof(T));
       if (weights != nullptr) std::memset(writer.weights + at, 0, size_t(slice) * sizeof(T));
     }
-    const Volume<Interpolation, T, V> entries(grid);
     Block<Interpolation, T, V> block;
     alignas(64) T values[numbers * kBlock], sample_weights[kBlock];
     for (int64_t p = 0; p < q.poses; ++p) {
