@@ -17,7 +17,7 @@ import torch_projectors
 from torch_projectors.geometry import INTERPOLATION_CODES
 
 from . import accuracy, machine, memory, report, speed
-from .problems import DTYPES, GEOMETRIES, OPERATIONS, Arrays, Problem, calls, peer_calls, roof_calls
+from .problems import DTYPES, GEOMETRIES, OPERATIONS, Arrays, Problem, calls, limits, peer_calls
 from .timing import interleaved
 
 # A projection in 3D has as many pixels as the volume.
@@ -167,9 +167,7 @@ def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
         peer = peer_calls(problem, arrays) if args.compare else {}
         if peer:
             contestants.update({"no_shifts": calls(problem, arrays, shifted=False), "peer": peer})
-        roof = roof_calls(problem, arrays)
-        if roof:
-            contestants["roof"] = roof
+        contestants.update(limits(problem, arrays))
         for operation in OPERATIONS:
             progress(
                 f"[{i}/{len(cases)}, {time.perf_counter() - start:.0f} s] {geometry} {interpolation} box {box}, "
@@ -185,6 +183,7 @@ def timed(args: argparse.Namespace) -> list[dict[str, Any]]:
                 row["ratio"] = times["peer"]["median"] / times["no_shifts"]["median"]
             if "roof" in times:
                 row["of_roof"] = times["ours"]["median"] / times["roof"]["median"]
+                row["kernel_of_roof"] = times["kernel"]["median"] / times["roof"]["median"]
             results.append(row)
     return results
 
@@ -283,10 +282,12 @@ def main() -> None:
         if any("of_roof" in r for r in results):
             columns["roof"] = (".4f", median("roof"))
             columns["of roof"] = (".2f", lambda r: r.get("of_roof"))
+            columns["kernel"] = (".2f", lambda r: r.get("kernel_of_roof"))
         table(results, columns)
         if "roof" in columns:
             print(
                 "\nroof: the loads of a linear gather and nothing else. of roof: ours / roof, times of both."
+                "\nkernel: the same without the call around it."
             )
         if args.compare:
             print(

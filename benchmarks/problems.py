@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable
 
 import torch
@@ -132,8 +133,11 @@ def question(problem: Problem, arrays: Arrays) -> Any:
     )
 
 
-def roof_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any]]:
-    """What memory allows: a linear gather's loads, and nothing else, by the CPU backend. It too makes its output."""
+def limits(problem: Problem, arrays: Arrays) -> dict[str, dict[str, Callable[[], Any]]]:
+    """What memory allows a linear gather, its loads and nothing else, and its kernel without the call around it.
+
+    By the CPU backend. They too make their output.
+    """
     if (problem.geometry, problem.interpolation) != ("3-2", "linear") or serving(
         arrays.volume.device
     ) != "cpu":
@@ -142,12 +146,13 @@ def roof_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any]]
 
     asked = question(problem, arrays)
 
-    def roof() -> Tensor:
+    def gather(function: str) -> Tensor:
         images = torch.empty_like(arrays.images)
-        library.call("gather_roof", asked, arrays.volume.data_ptr(), images.data_ptr())
+        library.call(function, asked, arrays.volume.data_ptr(), images.data_ptr())
         return images
 
-    return {"forward": roof}
+    functions = {"roof": "gather_roof", "kernel": "forward_project"}
+    return {name: {"forward": partial(gather, function)} for name, function in functions.items()}
 
 
 def kernel_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any]]:

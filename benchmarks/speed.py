@@ -61,12 +61,12 @@ def threads(rows: Sequence[Row]) -> Rows:
 
 
 def peer(rows: Sequence[Row]) -> Rows:
-    table = [[*PLACE, "ours", "torch-fourier-slice", "faster", "of roof"]]
+    table = [[*PLACE, "ours", "torch-fourier-slice", "faster", "of roof", "kernel"]]
     for r in rows:
         if "peer" in r:
             times = [short(r[name]["median_ms_per_projection"]) for name in ("no_shifts", "peer")]
-            roof = f"{r['of_roof']:.2f}" if "of_roof" in r else ""
-            table.append([*place(r), *times, f"{r['ratio']:.1f}", roof])
+            roof = [f"{r[name]:.2f}" if name in r else "" for name in ("of_roof", "kernel_of_roof")]
+            table.append([*place(r), *times, f"{r['ratio']:.1f}", *roof])
     return table
 
 
