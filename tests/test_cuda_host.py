@@ -125,6 +125,24 @@ def insertion(ops, case: Case, dtype: torch.dtype) -> list[torch.Tensor]:
     return ops.backward_project(images, weights, rotations, shifts, *case.geometry)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interpolation", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("dims, image_dims", [(2, 2), (3, 2), (3, 3)])
+def test_the_deterministic_insertion_finds_samples_of_poses_along_the_axes(
+    dims: int, image_dims: int, interpolation: str, dtype: torch.dtype, ops, deterministic
+) -> None:
+    signed = [torch.diag(torch.tensor(signs)) for signs in itertools.product((1.0, -1.0), repeat=dims)]
+    matrices = [s[list(order)] for s in signed for order in itertools.permutations(range(dims))]
+    matrices += [m * torch.tensor([1.0, 1e-4, 0.0])[:dims] for m in matrices]  # onto a line, and nearly so
+    case = Case("axes", (12, 9, 10)[-dims:], (11, 12, 9)[-image_dims:], interpolation, poses=len(matrices))
+    _, images, weights, _, shifts = case.inputs(dtype)
+    rotations = torch.stack(matrices)[None].to(weights.dtype)
+    found = ops.backward_project(images, weights, rotations, shifts, *case.geometry)
+    expected = REFERENCE.bare.backward_project(images, weights, rotations, shifts, *case.geometry)
+    for x, y in zip(found, expected):
+        assert verification._difference(x, y) <= verification.error_bound(case, dtype)
+
+
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_the_deterministic_insertion_does_not_depend_on_the_order_of_threads(
     case: Case, ops, deterministic, backwards

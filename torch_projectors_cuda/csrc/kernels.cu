@@ -1,6 +1,7 @@
 // Compiled once for every SCALAR: float or double.
 #include "gather.h"
 #include "mates.h"
+#include "owned.h"
 #include "scatter.h"
 
 namespace torch_projectors {
@@ -39,7 +40,12 @@ Kernels kernels_of<SCALAR>() {
   Kernels k;
   k.project = [](const Problem& q, bool real, const void* volume, void* images) { DISPATCHED(project, volume, images); };
   k.backproject = [](const Problem& q, bool real, const void* images, const void* weights, void* volume,
-                     void* weight_volume) { DISPATCHED(backproject, images, weights, volume, weight_volume); };
+                     void* weight_volume) {
+    if (q.deterministic)
+      DISPATCHED(owned_backproject, images, weights, volume, weight_volume);
+    else
+      DISPATCHED(backproject, images, weights, volume, weight_volume);
+  };
   k.gradients = [](const Problem& q, bool real, const void* volume, const void* images, void* grad_images,
                    void* grad_rotations, void* grad_shifts, void* sums) {
     DISPATCHED(gradients, volume, images, grad_images, grad_rotations, grad_shifts, sums);
