@@ -20,6 +20,7 @@ import torch
 from torch_projectors import verification
 from torch_projectors.cases import CASES, Case
 from torch_projectors.ops import REFERENCE
+from torch_projectors.plugins import torch_version
 from torch_projectors.spectrum import stored_shape, with_mates_
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,14 +50,19 @@ def library(tmp_path_factory) -> ctypes.CDLL:
     folders = [PLUGIN / "csrc", PLUGIN / "include", ROOT / "torch_projectors" / "include"]
     flags += [f"-D{name}={value}" for name, value in defines.items()] + [f"-I{f}" for f in folders]
     objects = []
-    for source, scalar in (("api.cu", None), ("kernels.cu", "float"), ("kernels.cu", "double")):
+    for source, scalar in (
+        ("api.cu", None),
+        ("torch_ops.cpp", None),
+        ("kernels.cu", "float"),
+        ("kernels.cu", "double"),
+    ):
         objects.append(folder / f"{source}.{scalar}.o")
         define = [f"-DSCALAR={scalar}"] if scalar else []
         path = PLUGIN / "csrc" / source
         command = [COMPILER, *flags, *define, "-x", "c++", "-c", path, "-o", objects[-1]]
         subprocess.run(command, check=True)
     path = folder / "libtorch_projectors_cuda_host.so"
-    subprocess.run([COMPILER, "-shared", *objects, "-o", path], check=True)
+    subprocess.run([COMPILER, "-shared", *objects, "-ldl", "-o", path], check=True)
     return ctypes.CDLL(str(path))
 
 
@@ -118,6 +124,67 @@ def test_the_deterministic_insertion_agrees_with_the_reference(
     case: Case, dtype: torch.dtype, ops, deterministic
 ) -> None:
     check_against_reference(ops, case, dtype)
+
+
+REGISTERED = """
+import ctypes, sys
+import torch
+from torch_projectors import ops, verification
+from torch_projectors.cases import CASES, Case
+
+api = ctypes.CDLL(sys.argv[1])
+api.torch_projectors_cuda_message.restype = ctypes.c_char_p
+for _ in range(2):
+    assert api.torch_projectors_cuda_register(0) == 0, api.torch_projectors_cuda_message()
+bare = torch.ops.torch_projectors
+for case in CASES[::4]:
+    for dtype in (torch.complex64, torch.complex128):
+        expected = verification._outputs(ops.REFERENCE, case.inputs(torch.complex128), case)
+        for x, y in zip(verification._outputs(ops.NATIVE, case.inputs(dtype), case), expected):
+            assert verification._difference(x, y) <= verification.error_bound(case, dtype), str(case)
+
+case = Case("tiles", (5, 5), (5, 5), "linear", poses=5000)
+_, images, weights, rotations, shifts = case.inputs(torch.complex64)
+arguments = (images, weights, rotations, shifts, *case.geometry)
+found = {}
+for deterministic in (False, True):
+    torch.use_deterministic_algorithms(deterministic)
+    found[deterministic] = []
+    for last_first in (0, 1):
+        api.torch_projectors_cuda_host_backwards(last_first)
+        found[deterministic].append(bare.backward_project(*arguments))
+assert not torch.equal(found[False][0][0], found[False][1][0])
+assert torch.equal(found[True][0][0], found[True][1][0]) and torch.equal(found[True][0][1], found[True][1][1])
+torch.use_deterministic_algorithms(False)
+
+volume = torch.randn(1, 5, 3, dtype=torch.complex64)
+expected = torch.ops.torch_projectors_reference.add_mates_
+copy = volume.clone()
+expected(copy, torch.empty(0), (5, 5))
+bare.add_mates_(volume, torch.empty(0), (5, 5))
+assert torch.equal(volume, copy)
+
+try:
+    bare.backward_project(images, weights.double(), rotations, shifts, *case.geometry)
+except RuntimeError as error:
+    assert "weights: expected the precision of the other tensors" in str(error), error
+else:
+    raise AssertionError("weights of another precision were taken")
+"""
+
+
+def test_the_ops_as_torch_calls_them_agree_with_the_reference(library) -> None:
+    if torch_version() < (2, 10):
+        pytest.skip("expected torch 2.10 or later")
+    result = subprocess.run(
+        [sys.executable, "-c", REGISTERED, library._name],
+        env={**os.environ, "TORCH_PROJECTORS_DISABLE": "all"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
 
 
 def insertion(ops, case: Case, dtype: torch.dtype) -> list[torch.Tensor]:

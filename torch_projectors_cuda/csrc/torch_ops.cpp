@@ -28,6 +28,14 @@ constexpr int32_t kAbi = 1;
 
 constexpr const char* kNamespace = "torch_projectors";
 
+#if defined(TORCH_PROJECTORS_HOST)  // tests, on host memory
+constexpr const char* kKey = "CPU";
+int32_t device_type() { return shim.aoti_torch_device_type_cpu(); }
+#else
+constexpr const char* kKey = "CUDA";
+int32_t device_type() { return shim.aoti_torch_device_type_cuda(); }
+#endif
+
 #define GEOMETRY                                                                                    \
   "SymInt[] volume_shape, SymInt[] image_shape, int interpolation, float oversampling, float cutoff, " \
   "bool pairs_once"
@@ -176,7 +184,7 @@ Tensor empty(const Sizes& sizes, int32_t dtype, int32_t device) {
   }
   TensorHandle handle;
   if (shim.aoti_torch_empty_strided(sizes.count, sizes.values.data(), strides.values.data(), dtype,
-                                    shim.aoti_torch_device_type_cuda(), device, &handle) != 0)
+                                    device_type(), device, &handle) != 0)
     fail("no memory on the device for a result of shape " + text(sizes.values.data(), sizes.count));
   return Tensor(handle);
 }
@@ -184,13 +192,16 @@ Tensor empty(const Sizes& sizes, int32_t dtype, int32_t device) {
 int32_t device_of(const char* name, const Tensor& tensor) {
   int32_t type, index;
   CHECKED(aoti_torch_get_device_type, tensor.get(), &type);
-  if (type != shim.aoti_torch_device_type_cuda()) fail(std::string(name) + ": expected a tensor on a CUDA device");
+  if (type != device_type()) fail(std::string(name) + ": expected a tensor on a CUDA device");
   CHECKED(aoti_torch_get_device_index, tensor.get(), &index);
   return index;
 }
 
 // In the library that a torch without CUDA lacks, so it is not looked for until it is needed.
 void* current_stream(int32_t device) {
+#if defined(TORCH_PROJECTORS_HOST)
+  return static_cast<void>(device), nullptr;
+#else
   using Function = int32_t (*)(int32_t, void**);
   static const Function function =
       reinterpret_cast<Function>(symbol(torch_library("torch_cuda"), "aoti_torch_get_current_cuda_stream"));
@@ -199,6 +210,7 @@ void* current_stream(int32_t device) {
   void* stream;
   check(function(device, &stream), "aoti_torch_get_current_cuda_stream");
   return stream;
+#endif
 }
 
 // Whether torch.use_deterministic_algorithms(True) holds. The stable interface does not tell; these two have had their
@@ -527,7 +539,7 @@ int32_t torch_projectors_cuda_register(int32_t define_schemas) {
       for (const Operator& op : kOperators) shim.aoti_torch_library_def(definitions, op.schema);
     }
     if (kernels == nullptr) {
-      CHECKED(aoti_torch_library_init_impl, kNamespace, "CUDA", __FILE__, __LINE__, &kernels);
+      CHECKED(aoti_torch_library_init_impl, kNamespace, kKey, __FILE__, __LINE__, &kernels);
       for (const Operator& op : kOperators)
         CHECKED(torch_library_impl, kernels, op.name, op.kernel, Shim::kRelease);
     }

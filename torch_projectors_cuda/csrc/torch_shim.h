@@ -39,6 +39,7 @@ using BoxedKernel = void (*)(StableValue* stack, uint64_t inputs, uint64_t outpu
   X(int32_t, aoti_torch_dtype_complex64, ())                                                                         \
   X(int32_t, aoti_torch_dtype_complex128, ())                                                                        \
   X(int32_t, aoti_torch_dtype_uint8, ())                                                                             \
+  X(int32_t, aoti_torch_device_type_cpu, ())                                                                         \
   X(int32_t, aoti_torch_device_type_cuda, ())
 
 // From 2.13; before, an optional is freed by `delete`.
