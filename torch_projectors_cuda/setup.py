@@ -39,12 +39,12 @@ ADVICE = (
 
 
 def find_nvcc():
-    folders = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    candidates = [os.environ.get("CUDACXX"), *(f and os.path.join(f, "bin", "nvcc") for f in folders)]
-    for candidate in [*filter(None, candidates), "nvcc", "/usr/local/cuda/bin/nvcc"]:
+    asked = [os.environ.get("CUDACXX")]
+    asked += [f and os.path.join(f, "bin", "nvcc") for f in map(os.environ.get, ("CUDA_HOME", "CUDA_PATH"))]
+    for candidate in list(filter(None, asked))[:1] or ["nvcc", "/usr/local/cuda/bin/nvcc"]:
         if found := shutil.which(candidate):
             return found
-    raise SystemExit(ADVICE.format("nvcc was not found"))
+    raise SystemExit(ADVICE.format(f"{candidate} was not found"))
 
 
 def architectures(nvcc):
