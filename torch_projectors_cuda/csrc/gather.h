@@ -14,16 +14,16 @@ struct Sample {
   template <class Interpolation, bool slopes>
   TORCH_PROJECTORS_DEVICE void gather(const Lattice<V>& grid, const E* volume, const T (&p)[V]) {
     constexpr int taps = Interpolation::taps;
-    const Taps<Interpolation, T, V, real, slopes> of(grid, p);
+    Taps<Interpolation, T, V, real, slopes> of(grid, p);
     if (!of.any) {
       if (of.finite) return;
       set(value, T(NAN));
       for (E& d : derivative) set(d, T(NAN));
       return;
     }
-    TORCH_PROJECTORS_UNROLL
-    for (int x = 0; x < taps; ++x) {
-      const Column<V, taps> column(grid, of, x);
+    TORCH_PROJECTORS_UNROLL_COLUMNS
+    for (int x = 0; x < taps; ++x, of.next_column()) {
+      const Column<V, taps> column(grid, of);
       E sum{}, along_y{}, along_z{};
       TORCH_PROJECTORS_UNROLL
       for (int z = 0; z < (V == 3 ? taps : 1); ++z) {
@@ -44,11 +44,11 @@ struct Sample {
       }
       const auto turned_back = [&](E e) { return column.mirrored ? conjugate(e) : e; };
       sum = turned_back(sum);
-      add_scaled(value, of.weight[0][x], sum);
+      add_scaled(value, of.weight[0][0], sum);
       if (slopes) {
-        add_scaled(derivative[0], of.slope[0][x], sum);
-        add_scaled(derivative[1], of.weight[0][x], turned_back(along_y));
-        if (V == 3) add_scaled(derivative[V - 1], of.weight[0][x], turned_back(along_z));
+        add_scaled(derivative[0], of.slope[0][0], sum);
+        add_scaled(derivative[1], of.weight[0][0], turned_back(along_y));
+        if (V == 3) add_scaled(derivative[V - 1], of.weight[0][0], turned_back(along_z));
       }
     }
   }

@@ -13,11 +13,14 @@
 #include <cuda_runtime.h>
 #define TORCH_PROJECTORS_DEVICE __device__ __forceinline__
 #define TORCH_PROJECTORS_UNROLL _Pragma("unroll")
+// Of `taps` columns in a space of V dimensions: 64 taps at once would hold registers that other warps need.
+#define TORCH_PROJECTORS_UNROLL_COLUMNS _Pragma("unroll (taps == 4 && V == 3 ? 1 : taps)")
 #elif defined(TORCH_PROJECTORS_HOST)
 #include <cmath>
 #include <cstring>
 #define TORCH_PROJECTORS_DEVICE inline
 #define TORCH_PROJECTORS_UNROLL
+#define TORCH_PROJECTORS_UNROLL_COLUMNS
 #else
 #error "expected nvcc, or TORCH_PROJECTORS_HOST"
 #endif

@@ -248,18 +248,27 @@ struct Taps {
     }
     any = any && finite;
   }
+
+  // The next tap along x becomes the first: loops over them need not be unrolled to keep arrays in registers.
+  TORCH_PROJECTORS_DEVICE void next_column() {
+    TORCH_PROJECTORS_UNROLL
+    for (int i = 0; i + 1 < taps; ++i) {
+      k[0][i] = k[0][i + 1];
+      weight[0][i] = weight[0][i + 1];
+      if (with_slopes) slope[0][i] = slope[0][i + 1];
+    }
+  }
 };
 
-// Where the taps of one column, all mirrored or none, are stored: at x + y[..] entries from the first of slice z[..].
+// Where the taps of the first column, all mirrored or none, are stored: at entries line[..] of slices slice[..].
 template <int V, int taps>
 struct Column {
   bool mirrored;
-  int32_t line[taps];  // in a slice
-  int32_t slice[taps];
+  int32_t line[taps], slice[taps];
 
   template <class Taps>
-  TORCH_PROJECTORS_DEVICE Column(const Lattice<V>& grid, const Taps& of, int x) : mirrored(of.k[0][x] < 0) {
-    const int32_t at = mirrored ? -of.k[0][x] : of.k[0][x];
+  TORCH_PROJECTORS_DEVICE Column(const Lattice<V>& grid, const Taps& of) : mirrored(of.k[0][0] < 0) {
+    const int32_t at = mirrored ? -of.k[0][0] : of.k[0][0];
     TORCH_PROJECTORS_UNROLL
     for (int i = 0; i < taps; ++i) {
       line[i] = at + grid.index(1, mirrored ? -of.k[1][i] : of.k[1][i]) * grid.columns;

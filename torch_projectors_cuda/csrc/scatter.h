@@ -51,13 +51,13 @@ struct Backproject {
   }
 
   template <bool weighted>
-  TORCH_PROJECTORS_DEVICE void add(const Taps<Interpolation, T, V, real, false>& of, E value, T weight, E* volume,
+  TORCH_PROJECTORS_DEVICE void add(Taps<Interpolation, T, V, real, false> of, E value, T weight, E* volume,
                                    T* weight_volume) const {
-    TORCH_PROJECTORS_UNROLL
-    for (int x = 0; x < taps; ++x) {
-      const Column<V, taps> column(q.volume, of, x);
-      const E along_x = scaled(of.weight[0][x], column.mirrored ? conjugate(value) : value);
-      const T weight_x = std::abs(of.weight[0][x]) * weight;
+    TORCH_PROJECTORS_UNROLL_COLUMNS
+    for (int x = 0; x < taps; ++x, of.next_column()) {
+      const Column<V, taps> column(q.volume, of);
+      const E along_x = scaled(of.weight[0][0], column.mirrored ? conjugate(value) : value);
+      const T weight_x = std::abs(of.weight[0][0]) * weight;
       TORCH_PROJECTORS_UNROLL
       for (int z = 0; z < (V == 3 ? taps : 1); ++z) {
         E* slice = column.of_slice(q.volume, volume, z);
