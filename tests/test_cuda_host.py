@@ -316,6 +316,33 @@ def test_sums_over_very_many_poses_stay_accurate(deterministically: bool, ops, r
         assert verification._difference(x, y) <= 1e-5
 
 
+@pytest.mark.parametrize("deterministically", [False, True])
+@pytest.mark.parametrize("poses", [3, 2050])
+def test_strides_leave_what_lies_between_alone(poses: int, deterministically: bool, ops) -> None:
+    case = Case("strides", (4, 5, 6), (5, 6), "linear", batch=2, poses=poses, rotation_batch=2)
+    volume, images, weights, rotations, shifts = case.inputs(torch.complex64)
+    expected = ops.backward_project(images, weights, rotations, shifts, *case.geometry)
+    problem, _, _ = ops._setting("images", images, rotations, shifts, *case.geometry)
+    problem.deterministic = int(deterministically)
+    size, image_size, gap = volume[0].numel(), images[0, 0].numel(), 7
+    problem.volume_stride = size + gap
+    problem.image_strides = (poses * (image_size + gap) + gap, image_size + gap)
+
+    def spread(x: torch.Tensor) -> torch.Tensor:
+        """[B, P, ...] with gaps."""
+        padded = torch.nn.functional.pad(x.flatten(2), (0, gap), value=math.nan)
+        return torch.nn.functional.pad(padded.flatten(1), (0, gap), value=math.nan).contiguous()
+
+    inputs = [spread(images), spread(weights)]
+    outputs = [torch.full((2, size + gap), math.inf, dtype=x.dtype) for x in (volume, weights)]
+    workspace = ops._workspace(images, problem, "backward_workspace", True)
+    ops.call("backward_project", problem, *(x.data_ptr() for x in (*inputs, *outputs)))
+    assert bool(workspace.numel()) == (poses > 2048)
+    for found, x in zip(outputs, expected):
+        assert (found[:, size:] == math.inf).all()
+        assert verification._difference(found[:, :size], x.flatten(1)) < 1e-6
+
+
 def test_refusals_say_what_was_expected_and_what_came(ops) -> None:
     case = CASES[0]
     volume, images, weights, rotations, shifts = case.inputs()

@@ -49,7 +49,8 @@ int32_t device_failure(int code) {
     case cudaErrorMemoryAllocation:
       return say(TORCH_PROJECTORS_CUDA_MEMORY, "out of device memory");
     case cudaErrorNoDevice:
-      return say(TORCH_PROJECTORS_CUDA_DEVICE, "no CUDA device was found: expected an NVIDIA GPU that this process may see");
+      return say(TORCH_PROJECTORS_CUDA_DEVICE,
+                 "no CUDA device was found: expected an NVIDIA GPU, not hidden from this process");
     case cudaErrorInsufficientDriver:
     case cudaErrorUnsupportedPtxVersion:
     case cudaErrorStubLibrary:
@@ -291,7 +292,8 @@ struct Call {
     if (workspace == nullptr || workspace_bytes < bytes)
       refuse("workspace: expected %lld bytes, got %lld", static_cast<long long>(bytes),
              static_cast<long long>(workspace == nullptr ? 0 : workspace_bytes));
-    if (reinterpret_cast<uintptr_t>(workspace) % 16 != 0) refuse("workspace: expected an address that is a multiple of 16");
+    if (reinterpret_cast<uintptr_t>(workspace) % 16 != 0)
+      refuse("workspace: expected an address that is a multiple of 16");
     return workspace;
   }
 
@@ -304,7 +306,8 @@ struct Call {
 
   int64_t gradient_bytes(bool poses) const {
     const int64_t sums = problem.image_dims * (problem.volume_dims + 1);
-    return any && poses ? times(times(times(problem.batch, problem.poses), parts_of_image(problem)), sums * number_size) : 0;
+    if (!any || !poses) return 0;
+    return times(times(times(problem.batch, problem.poses), parts_of_image(problem)), sums * number_size);
   }
 
   // Images added to volumes: a tile of poses after the other, if there are many.

@@ -38,7 +38,9 @@ Kernels kernels_of();
 template <>
 Kernels kernels_of<SCALAR>() {
   Kernels k;
-  k.project = [](const Problem& q, bool real, const void* volume, void* images) { DISPATCHED(project, volume, images); };
+  k.project = [](const Problem& q, bool real, const void* volume, void* images) {
+    DISPATCHED(project, volume, images);
+  };
   k.backproject = [](const Problem& q, bool real, const void* images, const void* weights, void* volume,
                      void* weight_volume) {
     if (q.deterministic)

@@ -1,5 +1,5 @@
-// What kernels need of a device, and the same on the host, where their tests run: blocks one after another, and threads of
-// a block in turn.
+// What kernels need of a device, and the same on the host, where their tests run: blocks one after another, and threads
+// of a block in turn.
 //
 // A kernel is a value with an operator()(block, shared). Its threads meet between calls of block.each, and what one of
 // them keeps from call to call is PerThread.
@@ -65,7 +65,7 @@ struct Block {
   // Between what threads write to shared memory and what others read of it.
   TORCH_PROJECTORS_DEVICE void meet() const { __syncthreads(); }
 
-  // Adds to each thread's numbers those of the thread `lanes` further in its warp; what the last `lanes` get is not used.
+  // Adds to each thread's numbers those of the thread `lanes` further in its warp; the last threads' are of no use.
   template <class T, int n>
   TORCH_PROJECTORS_DEVICE void add_from(PerThread<T[n]>& numbers, int lanes) const {
     TORCH_PROJECTORS_UNROLL

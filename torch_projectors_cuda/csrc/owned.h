@@ -1,5 +1,5 @@
-// Adding to a volume without atomics: a thread owns some entries of one row, and looks in all images for the samples that
-// have taps there, always in the same order.
+// Adding to a volume without atomics: a thread owns some entries of one row, and looks in all images for the samples
+// that have taps there, always in the same order.
 #pragma once
 
 #include <limits>

@@ -231,7 +231,8 @@ struct Taps {
       finite = finite && t - t == 0;
       const int32_t half = grid.shape[a] / 2;
       // What is far outside of the band may have no integer to be converted to.
-      const int32_t start = (f < T(half + 8) ? f > -T(half + 8) ? int32_t(f) : -half - 8 : half + 8) + Interpolation::first;
+      const int32_t far = half + 8;
+      const int32_t start = (f < T(far) ? f > -T(far) ? int32_t(f) : -far : far) + Interpolation::first;
       any = any && start <= half && start + (taps - 1) >= -half;
       TORCH_PROJECTORS_UNROLL
       for (int i = 0; i < taps; ++i) {

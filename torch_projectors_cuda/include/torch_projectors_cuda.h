@@ -4,14 +4,14 @@
  * Half spectra are laid out as rfftn does: DC at index 0, the last axis x stored for frequencies 0..W/2. Shapes are
  * real-space shapes in array order, (D,) H, W. Vectors are (x, y[, z]); matrices act on columns. Arrays are float or
  * double; complex numbers are pairs of them, at addresses that are multiples of a pair's size. Strides count entries
- * (numbers or pairs), not bytes; within a volume, an image, a matrix or a shift entries are contiguous. Strides of inputs
- * may be 0, where several volumes or poses share one of them. No array is written to but those that are not const, and
- * those may overlap nothing.
+ * (numbers or pairs), not bytes; within a volume, an image, a matrix or a shift entries are contiguous. Strides of
+ * inputs may be 0, where several volumes or poses share one of them. No array is written to but those that are not
+ * const, and those may overlap nothing.
  *
- * Work is put on the problem's stream of the problem's device, and not waited for: arrays must stay until it is done. No
- * memory is allocated, and calls can be captured in graphs. Every function returns 0, or an error code;
- * torch_projectors_cuda_message() then says what was wrong. Functions may be called from several threads at once. Nothing
- * is kept between calls.
+ * Work is put on the problem's stream of the problem's device, and not waited for: arrays must stay until it is done.
+ * No memory is allocated, and calls can be captured in graphs. Every function returns 0, or an error code;
+ * torch_projectors_cuda_message() then says what was wrong. Functions may be called from several threads at once.
+ * Nothing is kept between calls.
  */
 #ifndef TORCH_PROJECTORS_CUDA_H
 #define TORCH_PROJECTORS_CUDA_H
