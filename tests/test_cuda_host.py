@@ -1,0 +1,363 @@
+"""The kernels of torch-projectors-cuda, compiled for the host: blocks one after another, threads of a block in turn."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import itertools
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from torch_projectors import verification
+from torch_projectors.cases import CASES, Case
+from torch_projectors.ops import REFERENCE
+from torch_projectors.plugins import torch_version
+from torch_projectors.spectrum import stored_shape, with_mates_
+
+ROOT = Path(__file__).resolve().parents[1]
+PLUGIN = ROOT / "torch_projectors_cuda"
+COMPILER = next(filter(shutil.which, filter(None, [os.environ.get("CXX"), "c++", "g++", "clang++"])), None)
+DTYPES = [torch.complex64, torch.complex128]
+
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or sys.platform == "win32" or not PLUGIN.is_dir(),
+    reason="expected a C++ compiler, and torch_projectors_cuda beside the tests",
+)
+
+# More rows than a block takes, of images and of what is like one.
+LARGE = [
+    Case("large", volume, image, interpolation, batch=2, pairs_once=True, shift_batch=2)
+    for volume, image in (((50, 70), (66, 70)), ((11, 12, 14), (70, 66)), ((12, 11, 10), (18, 19, 16)))
+    for interpolation in ("nearest", "linear", "cubic")
+]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> ctypes.CDLL:
+    folder = tmp_path_factory.mktemp("cuda_host")
+    flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    defines = {"TORCH_PROJECTORS_HOST": "1", "TORCH_PROJECTORS_VERSION": "0"}
+    defines["TORCH_PROJECTORS_CUDA_ARCHITECTURES"] = "host"
+    folders = [PLUGIN / "csrc", PLUGIN / "include", ROOT / "torch_projectors" / "include"]
+    flags += [f"-D{name}={value}" for name, value in defines.items()] + [f"-I{f}" for f in folders]
+    objects = []
+    for source, scalar in (
+        ("api.cu", None),
+        ("torch_ops.cpp", None),
+        ("kernels.cu", "float"),
+        ("kernels.cu", "double"),
+    ):
+        objects.append(folder / f"{source}.{scalar}.o")
+        define = [f"-DSCALAR={scalar}"] if scalar else []
+        path = PLUGIN / "csrc" / source
+        command = [COMPILER, *flags, *define, "-x", "c++", "-c", path, "-o", objects[-1]]
+        subprocess.run(command, check=True)
+    path = folder / "libtorch_projectors_cuda_host.so"
+    subprocess.run([COMPILER, "-shared", *objects, "-ldl", "-o", path], check=True)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture(scope="module")
+def ops(library):
+    """The ops as older torch has them, on host memory."""
+    package = "torch_projectors_cuda_on_host"
+    source = PLUGIN / "src" / "torch_projectors_cuda"
+    spec = importlib.util.spec_from_file_location(
+        package, source / "__init__.py", submodule_search_locations=[str(source)]
+    )
+    sys.modules[package] = importlib.util.module_from_spec(spec)
+    api = importlib.import_module(f"{package}.library")
+    ops = importlib.import_module(f"{package}.older_torch")
+    host = api.declared(library)
+    api.load = lambda: host
+    ops.DEVICE, ops._stream = "cpu", lambda device: 0
+    yield ops
+    for name in [name for name in sys.modules if name.startswith(package)]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def backwards(library):
+    """Sets whether blocks and threads run last first."""
+    set_order = library.torch_projectors_cuda_host_backwards
+    yield set_order
+    set_order(0)
+
+
+def check_against_reference(ops, case: Case, dtype: torch.dtype) -> None:
+    """All outputs and gradients, and that insertion is the transpose of projection."""
+    inputs, truth = case.inputs(dtype), case.inputs(torch.complex128)
+    outputs = verification._outputs(SimpleNamespace(bare=ops), inputs, case)
+    expected = verification._outputs(REFERENCE, truth, case)
+    assert [o.dtype.is_complex for o in outputs] == [e.dtype.is_complex for e in expected]
+    errors = [verification._difference(o, e) for o, e in zip(outputs, expected)]
+    assert max(errors) <= verification.error_bound(case, dtype), errors
+    defect = verification._defect(outputs[0], inputs.images, inputs.volume, outputs[1])
+    assert defect <= (1e-6 if dtype == torch.complex64 else 1e-13)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES + LARGE, ids=str)
+def test_every_case_agrees_with_the_reference(case: Case, dtype: torch.dtype, ops) -> None:
+    check_against_reference(ops, case, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES + LARGE, ids=str)
+def test_the_deterministic_insertion_agrees_with_the_reference(
+    case: Case, dtype: torch.dtype, ops, deterministic
+) -> None:
+    check_against_reference(ops, case, dtype)
+
+
+REGISTERED = """
+import ctypes, sys
+import torch
+from torch_projectors import ops, verification
+from torch_projectors.cases import CASES, Case
+
+api = ctypes.CDLL(sys.argv[1])
+api.torch_projectors_cuda_message.restype = ctypes.c_char_p
+for _ in range(2):
+    assert api.torch_projectors_cuda_register(0) == 0, api.torch_projectors_cuda_message()
+bare = torch.ops.torch_projectors
+for case in CASES[::4]:
+    for dtype in (torch.complex64, torch.complex128):
+        expected = verification._outputs(ops.REFERENCE, case.inputs(torch.complex128), case)
+        for x, y in zip(verification._outputs(ops.NATIVE, case.inputs(dtype), case), expected):
+            assert verification._difference(x, y) <= verification.error_bound(case, dtype), str(case)
+
+case = Case("tiles", (5, 5), (5, 5), "linear", poses=5000)
+_, images, weights, rotations, shifts = case.inputs(torch.complex64)
+arguments = (images, weights, rotations, shifts, *case.geometry)
+found = {}
+for deterministic in (False, True):
+    torch.use_deterministic_algorithms(deterministic)
+    found[deterministic] = []
+    for last_first in (0, 1):
+        api.torch_projectors_cuda_host_backwards(last_first)
+        found[deterministic].append(bare.backward_project(*arguments))
+assert not torch.equal(found[False][0][0], found[False][1][0])
+assert torch.equal(found[True][0][0], found[True][1][0]) and torch.equal(found[True][0][1], found[True][1][1])
+torch.use_deterministic_algorithms(False)
+
+volume = torch.randn(1, 5, 3, dtype=torch.complex64)
+expected = torch.ops.torch_projectors_reference.add_mates_
+copy = volume.clone()
+expected(copy, torch.empty(0), (5, 5))
+bare.add_mates_(volume, torch.empty(0), (5, 5))
+assert torch.equal(volume, copy)
+
+try:
+    bare.backward_project(images, weights.double(), rotations, shifts, *case.geometry)
+except RuntimeError as error:
+    assert "weights: expected the precision of the other tensors" in str(error), error
+else:
+    raise AssertionError("weights of another precision were taken")
+"""
+
+
+def test_the_ops_as_torch_calls_them_agree_with_the_reference(library) -> None:
+    if torch_version() < (2, 10) or sys.platform != "linux":
+        pytest.skip("expected torch 2.10 or later, on Linux")
+    result = subprocess.run(
+        [sys.executable, "-c", REGISTERED, library._name],
+        env={**os.environ, "TORCH_PROJECTORS_DISABLE": "all"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+
+
+def insertion(ops, case: Case, dtype: torch.dtype) -> list[torch.Tensor]:
+    _, images, weights, rotations, shifts = case.inputs(dtype)
+    return ops.backward_project(images, weights, rotations, shifts, *case.geometry)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interpolation", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("dims, image_dims", [(2, 2), (3, 2), (3, 3)])
+def test_the_deterministic_insertion_finds_samples_of_poses_along_the_axes(
+    dims: int, image_dims: int, interpolation: str, dtype: torch.dtype, ops, deterministic
+) -> None:
+    signed = [torch.diag(torch.tensor(signs)) for signs in itertools.product((1.0, -1.0), repeat=dims)]
+    matrices = [s[list(order)] for s in signed for order in itertools.permutations(range(dims))]
+    matrices += [m * torch.tensor([1.0, 1e-4, 0.0])[:dims] for m in matrices]  # onto a line, and nearly so
+    case = Case("axes", (12, 9, 10)[-dims:], (11, 12, 9)[-image_dims:], interpolation, poses=len(matrices))
+    _, images, weights, _, shifts = case.inputs(dtype)
+    rotations = torch.stack(matrices)[None].to(weights.dtype)
+    found = ops.backward_project(images, weights, rotations, shifts, *case.geometry)
+    expected = REFERENCE.bare.backward_project(images, weights, rotations, shifts, *case.geometry)
+    for x, y in zip(found, expected):
+        assert verification._difference(x, y) <= verification.error_bound(case, dtype)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_the_deterministic_insertion_does_not_depend_on_the_order_of_threads(
+    case: Case, ops, deterministic, backwards
+) -> None:
+    forwards = insertion(ops, case, torch.complex64)
+    backwards(1)
+    assert all(map(torch.equal, insertion(ops, case, torch.complex64), forwards))
+
+
+def test_the_order_of_threads_matters_to_atomics(ops, backwards) -> None:
+    case = LARGE[1]
+    forwards = insertion(ops, case, torch.complex64)
+    backwards(1)
+    assert not torch.equal(insertion(ops, case, torch.complex64)[0], forwards[0])
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_gradients_of_poses_do_not_depend_on_the_order_of_threads(case: Case, ops, backwards) -> None:
+    volume, images, _, rotations, shifts = case.inputs(torch.complex64)
+
+    def gradients():
+        need = (False, True, True, True)
+        return ops.project_gradients(volume, images, rotations, shifts, *case.geometry, *need)
+
+    forwards = gradients()
+    backwards(1)
+    assert all(map(torch.equal, gradients(), forwards))
+
+
+@pytest.mark.parametrize("need", list(itertools.product((False, True), repeat=4)), ids=str)
+def test_gradients_are_the_same_whichever_are_needed(need: tuple[bool, ...], ops) -> None:
+    case = next(c for c in CASES if str(c) == "3D->2D linear rotations for each")
+    volume, images, _, rotations, shifts = case.inputs()
+    every = ops.project_gradients(volume, images, rotations, shifts, *case.geometry, *[True] * 4)
+    some = ops.project_gradients(volume, images, rotations, shifts, *case.geometry, *need)
+    for needed, a, b in zip(need, some, every):
+        assert torch.equal(a, b) if needed else a.shape == (0,)
+
+
+@pytest.mark.parametrize("batch, poses", [(0, 3), (2, 0), (0, 0)])
+def test_without_images_sums_are_zero(batch: int, poses: int, ops) -> None:
+    case = Case("empty", (4, 4, 4), (5, 5), "linear", batch=batch, poses=poses)
+    volume, images, weights, rotations, shifts = case.inputs()
+    tail = case.geometry
+    assert ops.forward_project(volume, rotations, shifts, *tail).shape == images.shape
+    for x in ops.backward_project(images, weights, rotations, shifts, *tail):
+        assert x.shape == volume.shape
+        assert not x.any()
+    gradients = ops.project_gradients(volume, images, rotations, shifts, *tail, *[True] * 4)
+    for gradient, x in zip(gradients, (volume, images, rotations, shifts)):
+        assert gradient.shape == x.shape
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("deterministically", [False, True])
+@pytest.mark.parametrize("interpolation", ["nearest", "linear", "cubic"])
+def test_a_pose_that_is_no_number_is_seen_and_spoils_no_other(
+    interpolation: str, deterministically: bool, value: float, ops, request
+) -> None:
+    if deterministically:
+        request.getfixturevalue("deterministic")
+    case = Case("bad pose", (6, 6, 6), (6, 6), interpolation)
+    volume, images, weights, rotations, shifts = case.inputs()
+    rotations[0, 1, 0, 0] = value
+    projected = ops.forward_project(volume, rotations, shifts, *case.geometry)
+    expected = REFERENCE.bare.forward_project(volume, rotations, shifts, *case.geometry)
+    assert torch.equal(projected.isnan(), expected.isnan())
+    assert not projected[0, [0, 2]].isnan().any()
+    for x in ops.backward_project(images, weights, rotations, shifts, *case.geometry):
+        assert x.flatten()[0].isnan()
+        assert not x.flatten()[1:].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(6, 6), (5, 7), (1, 2), (2, 1), (4, 6, 8), (5, 5, 5), (1, 6, 1), (3, 4, 2)]
+)
+def test_entries_of_paired_columns_get_the_conjugates_of_their_mates(
+    shape: tuple[int, ...], dtype: torch.dtype, ops
+) -> None:
+    volume = torch.randn(3, *stored_shape(shape), dtype=dtype)
+    weights = torch.randn(3, *stored_shape(shape), dtype=dtype.to_real())
+    expected = with_mates_(volume.clone(), shape), with_mates_(weights.clone(), shape)
+    ops.add_mates_(volume, weights, shape)
+    assert torch.equal(volume, expected[0])
+    assert torch.equal(weights, expected[1])
+    ops.add_mates_(volume, weights.new_empty(0), shape)
+    assert torch.equal(volume, with_mates_(expected[0], shape))
+
+
+@pytest.mark.parametrize("deterministically", [False, True])
+def test_sums_over_very_many_poses_stay_accurate(deterministically: bool, ops, request) -> None:
+    # Weights of one sign: with every one added, the next makes a smaller difference to a float.
+    if deterministically:
+        request.getfixturevalue("deterministic")
+    case = Case("many poses", (3, 3, 3), (3, 3), "linear", poses=50_000, cutoff=math.inf, batch=2)
+    _, images, weights, rotations, shifts = case.inputs(torch.complex64)
+    images += 3
+    arguments = (images, weights, rotations, shifts)
+    found = ops.backward_project(*arguments, *case.geometry)
+    wide = [x.to(torch.complex128 if x.is_complex() else torch.float64) for x in arguments]
+    for x, y in zip(found, REFERENCE.bare.backward_project(*wide, *case.geometry)):
+        assert verification._difference(x, y) <= 1e-5
+
+
+@pytest.mark.parametrize("deterministically", [False, True])
+@pytest.mark.parametrize("poses", [3, 2050])
+def test_strides_leave_what_lies_between_alone(poses: int, deterministically: bool, ops, request) -> None:
+    if deterministically:
+        request.getfixturevalue("deterministic")
+    case = Case("strides", (4, 5, 6), (5, 6), "linear", batch=2, poses=poses, rotation_batch=2)
+    volume, images, weights, rotations, shifts = case.inputs(torch.complex64)
+    expected = ops.backward_project(images, weights, rotations, shifts, *case.geometry)
+    problem, _, _ = ops._setting("images", images, rotations, shifts, *case.geometry)
+    size, image_size, gap = volume[0].numel(), images[0, 0].numel(), 7
+    problem.volume_stride = size + gap
+    problem.image_strides = (poses * (image_size + gap) + gap, image_size + gap)
+
+    def spread(x: torch.Tensor) -> torch.Tensor:
+        """[B, P, ...] with gaps."""
+        padded = torch.nn.functional.pad(x.flatten(2), (0, gap), value=math.nan)
+        return torch.nn.functional.pad(padded.flatten(1), (0, gap), value=math.nan).contiguous()
+
+    inputs = [spread(images), spread(weights)]
+    outputs = [torch.full((2, size + gap), math.inf, dtype=x.dtype) for x in (volume, weights)]
+    workspace = ops._workspace(images, problem, "backward_workspace", True)
+    ops.call("backward_project", problem, *(x.data_ptr() for x in (*inputs, *outputs)))
+    assert bool(workspace.numel()) == (poses > 2048)
+    for found, x in zip(outputs, expected):
+        assert (found[:, size:] == math.inf).all()
+        assert torch.equal(found[:, :size], x.flatten(1))
+
+
+def test_refusals_say_what_was_expected_and_what_came(ops) -> None:
+    case = CASES[0]
+    volume, images, weights, rotations, shifts = case.inputs()
+    geometry = case.geometry
+
+    def refused(message: str, call, *arguments) -> None:
+        with pytest.raises(RuntimeError, match=message):
+            call(*arguments)
+
+    forward, backward = ops.forward_project, ops.backward_project
+    refused("volume: expected shape", forward, volume[:, 1:], rotations, shifts, *geometry)
+    refused(
+        "interpolation: expected", forward, volume, rotations, shifts, *geometry._replace(interpolation=2)
+    )
+    refused("cutoff: expected", forward, volume, rotations, shifts, *geometry._replace(cutoff=math.nan))
+    refused("rotations: .*precision", forward, volume, rotations.float(), shifts, *geometry)
+    refused("weights: .*precision", backward, images, weights.float(), rotations, shifts, *geometry)
