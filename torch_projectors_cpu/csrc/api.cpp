@@ -14,8 +14,8 @@
 #include <thread>
 #include <vector>
 
-#include "checked.h"
 #include "problem.h"
+#include "torch_projectors/checked.h"
 #include "torch_projectors_cpu.h"
 
 #if defined(_MSC_VER) && defined(_M_X64)

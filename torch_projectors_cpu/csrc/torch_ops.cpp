@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "checked.h"
+#include "torch_projectors/checked.h"
 #include "torch_projectors_cpu.h"
 #include "torch_shim.h"
 

@@ -7,8 +7,8 @@
 #include <limits>
 #include <new>
 
-#include "checked.h"
 #include "problem.h"
+#include "torch_projectors/checked.h"
 #include "torch_projectors_cuda.h"
 
 #define TEXT_OF(x) #x

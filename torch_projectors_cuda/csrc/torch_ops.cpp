@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "checked.h"
+#include "torch_projectors/checked.h"
 #include "torch_projectors_cuda.h"
 #include "torch_shim.h"
 
