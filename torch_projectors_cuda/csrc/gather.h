@@ -54,8 +54,6 @@ struct Sample {
   }
 };
 
-
-
 template <class Interpolation, class T, int V, int I, bool real>
 struct Project {
   using E = Entry<T, real>;
