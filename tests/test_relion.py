@@ -1,13 +1,11 @@
 """Projections by RELION, where they are at hand: conventions, and values, of another program.
 
 RELION samples linearly at oversampling 2 from a padded map that was divided by the separable sinc^2 of linear
-interpolation. Its position is A^T k, with A the matrix of its Euler angles; its origins are minus our shifts,
-and images of odd size come one pixel further in x and y. The even map is the odd one, cropped by frequency.
+interpolation. The even map is the odd one, cropped by frequency.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 from functools import cache
@@ -18,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_projectors import forward_project, realspace
+from torch_projectors import conventions, forward_project, realspace
 
 GOLDENS = Path(os.environ.get("TORCH_PROJECTORS_GOLDENS") or Path(__file__).parents[2] / "shared" / "goldens")
 RELION = GOLDENS / "relion"
@@ -45,16 +43,6 @@ def read_particles(path: Path) -> list[dict[str, str]]:
         elif len(words) == len(names) > 0:
             rows.append(dict(zip(names, words)))
     return rows
-
-
-def euler_matrix(rot: float, tilt: float, psi: float) -> Tensor:
-    def about_z(degrees: float) -> Tensor:
-        c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-        return torch.tensor([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
-
-    c, s = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
-    about_y = torch.tensor([[c, 0.0, -s], [0.0, 1.0, 0.0], [s, 0.0, c]], dtype=torch.float64)
-    return about_z(psi) @ about_y @ about_z(rot)
 
 
 def to_half(x: Tensor, dims: int) -> Tensor:
@@ -102,8 +90,7 @@ def relion_images(name: str, n: int) -> tuple[Tensor, Tensor, Tensor]:
     assert golden.shape == (len(rows), n, n) == (4, n, n)
     angles = [[float(row[f"_rlnAngle{angle}"]) for angle in ("Rot", "Tilt", "Psi")] for row in rows]
     origins = [[float(row.get(f"_rlnOrigin{axis}", 0)) for axis in "XY"] for row in rows]
-    rotations = torch.stack([euler_matrix(*a).T for a in angles])
-    return golden, rotations, n % 2 - torch.tensor(origins, dtype=torch.float64)
+    return golden, *conventions.from_relion(angles, origins, image_size=n)
 
 
 def assert_same_images(ours: Tensor, theirs: Tensor, n: int) -> None:

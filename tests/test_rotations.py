@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -80,6 +81,63 @@ def test_vectors_are_smooth_at_zero():
     for axis, u in ((a, b) for a in range(3) for b in torch.eye(3, dtype=torch.float64)):
         expected = torch.linalg.cross(torch.eye(3, dtype=torch.float64)[axis], u)
         torch.testing.assert_close(generators[..., axis] @ u, expected, rtol=0, atol=1e-14)
+
+
+@over_dtypes
+@pytest.mark.parametrize("angle", [0.0, 1e-30, 1e-12, 1e-6, 1e-3, 0.02, 0.3, 2.0, 3.0, 3.14])
+def test_vectors_return_as_they_were(angle, dtype):
+    """To a few dozen roundings of the matrix, of the size of the angle where it is below 1."""
+    vectors = angle * torch.nn.functional.normalize(normal(200, 3, dtype=dtype), dim=-1)
+    vectors = torch.cat([vectors, angle * torch.eye(3, dtype=dtype), -angle * torch.eye(3, dtype=dtype)])
+    found = rotations.to_vectors(rotations.from_vectors(vectors))
+    assert found.shape == vectors.shape and found.dtype == dtype
+    torch.testing.assert_close(found, vectors, rtol=0, atol=EXACT[dtype] * min(angle, 1))
+
+
+@over_dtypes
+def test_vectors_of_half_turns_have_either_axis(dtype):
+    vectors = math.pi * torch.nn.functional.normalize(normal(200, 3, dtype=dtype), dim=-1)
+    vectors = torch.cat([vectors, math.pi * torch.eye(3, dtype=dtype)])
+    found = rotations.to_vectors(rotations.from_vectors(vectors))
+    sign = (found * vectors).sum(-1, keepdim=True).sign()
+    torch.testing.assert_close(sign * found, vectors, rtol=0, atol=EXACT[dtype])
+
+
+@over_dtypes
+def test_vectors_of_matrices_give_them_again(dtype):
+    """With angles up to pi, of matrices of every quadrant of the quaternions and of the 24 of a cube, exactly known."""
+    axes = torch.eye(3, dtype=dtype)
+    cube = torch.stack([axes[list(p)] for p in itertools.permutations(range(3))])
+    cube = (cube[:, None] * torch.cartesian_prod(*[torch.tensor([1, -1], dtype=dtype)] * 3)[:, None]).flatten(
+        0, 1
+    )
+    cube = cube[torch.linalg.det(cube) > 0]
+    assert len(cube) == 24
+    matrices = torch.cat(
+        [cube, rotations.random(1000, generator=torch.Generator().manual_seed(5), dtype=dtype)]
+    )
+    vectors = rotations.to_vectors(matrices)
+    assert (vectors.norm(dim=-1) <= math.pi * (1 + EXACT[dtype])).all()
+    # The exponential's rounding grows with the angle, to pi.
+    tolerance = math.pi * EXACT[dtype]
+    torch.testing.assert_close(rotations.from_vectors(vectors), matrices, rtol=0, atol=tolerance)
+    assert rotations.to_vectors(matrices[:1000].reshape(10, 100, 3, 3)).shape == (10, 100, 3)
+    assert rotations.to_vectors(torch.zeros(0, 3, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-4, 0.009, 0.3, 2.0, 3.0])
+def test_vectors_of_matrices_have_derivatives(angle):
+    """There and back is the identity, and so is its derivative, whose own is zero."""
+    vectors = angle * torch.nn.functional.normalize(normal(2, 3), dim=-1)
+
+    def there_and_back(v: Tensor) -> Tensor:
+        return rotations.to_vectors(rotations.from_vectors(v))
+
+    vectors.requires_grad_()
+    assert torch.autograd.gradcheck(there_and_back, vectors)
+    assert torch.autograd.gradgradcheck(there_and_back, vectors)
+    jacobian = torch.func.jacrev(there_and_back)(vectors[0].detach())
+    torch.testing.assert_close(jacobian, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-13)
 
 
 @over_dtypes
@@ -205,6 +263,13 @@ def test_vectors_have_three_components(shape):
     assert "vectors: expected [..., 3]" in str(caught.value) and str(shape) in str(caught.value)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (3, 2), (4, 3, 4)], ids=str)
+def test_vectors_are_of_matrices_in_space(shape):
+    with pytest.raises(ValueError) as caught:
+        rotations.to_vectors(torch.zeros(shape))
+    assert "rotations: expected [..., 3, 3]" in str(caught.value) and str(shape) in str(caught.value)
+
+
 @pytest.mark.parametrize("dims", [1, 4, 0, None, "3"])
 def test_dimensions_are_two_or_three(dims):
     with pytest.raises(ValueError) as caught:
@@ -217,6 +282,7 @@ def test_inputs_are_never_written_to():
     inputs = (vectors, angles, a)
     copies, versions = [x.clone() for x in inputs], [x._version for x in inputs]
     rotations.from_vectors(vectors)
+    rotations.to_vectors(a)
     rotations.from_angles(angles)
     rotations.angles_between(a, a)
     assert [x._version for x in inputs] == versions

@@ -1,6 +1,6 @@
 """Differentiable projection operators for cryo-EM and tomography."""
 
-from . import plugins, realspace, rotations
+from . import conventions, plugins, realspace, rotations
 from .diagnostics import info
 from .fourier import backward_project, forward_project
 from .plugins import backends, set_backend, use_backend
@@ -13,6 +13,7 @@ __all__ = [
     "__version__",
     "backends",
     "backward_project",
+    "conventions",
     "forward_project",
     "info",
     "realspace",

@@ -201,3 +201,20 @@ def check_finite(name: str, x: Tensor) -> None:
     if _readable(x) and not math.isfinite(x.detach().sum().item()):
         for bad in torch.nonzero(~torch.isfinite(x.detach())).tolist():
             raise ValueError(f"{name}: expected finite values, got {x[tuple(bad)].item()} at index {bad}")
+
+
+def check_orthonormal(name: str, x: Tensor) -> None:
+    """That matrices `[..., d, d]` are rotations, to the digits that files may give."""
+    if not _readable(x) or not x.numel():
+        return
+    x = x.detach()
+    defects = (x.mT @ x - torch.eye(x.shape[-1], dtype=x.dtype)).abs().amax((-2, -1))
+    for bad in torch.nonzero(~(defects <= 1e-4)).tolist():
+        raise ValueError(
+            f"{name}: expected rotation matrices, M.T @ M the identity to 1e-4, got a deviation of "
+            f"{defects[tuple(bad)].item():.2g} at index {bad}"
+        )
+    for bad in torch.nonzero(torch.linalg.det(x) < 0).tolist():
+        raise ValueError(
+            f"{name}: expected rotation matrices, got a mirror, of determinant -1, at index {bad}"
+        )

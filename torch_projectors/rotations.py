@@ -21,6 +21,37 @@ def from_vectors(vectors: Tensor) -> Tensor:
     return torch.linalg.matrix_exp(torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).unflatten(-1, (3, 3)))
 
 
+def to_vectors(rotations: Tensor) -> Tensor:
+    """The inverse of `from_vectors`: rotations `[..., 3, 3]` to `[..., 3]`, axis times an angle from 0 to pi.
+
+    As exact as the matrices at every angle, and smooth but at pi, where an axis and its opposite are one rotation.
+    """
+    if rotations.dim() < 2 or rotations.shape[-2:] != (3, 3):
+        raise ValueError(f"rotations: expected [..., 3, 3], got shape {tuple(rotations.shape)}")
+    m = [row.unbind(-1) for row in rotations.unbind(-2)]
+    x, y, z = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]
+    xy, yz, zx = m[0][1] + m[1][0], m[1][2] + m[2][1], m[2][0] + m[0][2]
+    # Of a unit quaternion (w, x, y, z), 4 times each component times all of them. The longest row loses no digits.
+    rows = [
+        [1 + m[0][0] + m[1][1] + m[2][2], x, y, z],
+        [x, 1 + m[0][0] - m[1][1] - m[2][2], xy, zx],
+        [y, xy, 1 - m[0][0] + m[1][1] - m[2][2], yz],
+        [z, zx, yz, 1 - m[0][0] - m[1][1] + m[2][2]],
+    ]
+    products = torch.stack([torch.stack(row, -1) for row in rows], -2)
+    longest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    quaternion = torch.take_along_dim(products, longest, -2).squeeze(-2)
+    quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+    w, axis = torch.nn.functional.normalize(quaternion, dim=-1).split([1, 3], -1)
+    square = axis.square().sum(-1, keepdim=True)
+    # 2 atan(s / w) / s, and near s = 0 its series, which has derivatives there.
+    small = square < math.sqrt(torch.finfo(square.dtype).eps)
+    sine = torch.where(small, 1, square).sqrt()
+    cosine = torch.where(small, w, 1)
+    series = 2 / cosine * (1 - square / (3 * cosine.square()))
+    return axis * torch.where(small, series, 2 * torch.atan2(sine, w) / sine)
+
+
 def from_angles(angles: Tensor) -> Tensor:
     """Rotations of the plane, from x towards y: `[...]` in radians to `[..., 2, 2]`."""
     c, s = angles.cos(), angles.sin()
