@@ -1,4 +1,4 @@
-"""Command line: `python -m torch_projectors`."""
+"""Command line: `torch-projectors`, or `python -m torch_projectors`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,52 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from . import demo, diagnostics, verification
+from . import commandline, demo, diagnostics, verification
 from .demo import DemoError
+from .errors import InputError
+from .jobs import describe, fsc, project, reconstruct
+from .jobs.interrupts import Interrupted
 from .outputs import OutputError
+
+JOBS = {
+    "project": (
+        project.run,
+        "images of a map: at the poses of a STAR file, or all around it",
+        "torch-projectors project map.mrc --count 10000 --defocus 8000 20000 --snr 0.1 -o images.mrcs",
+    ),
+    "reconstruct": (
+        reconstruct.run,
+        "a map from particles: halves, their correlation, the filtered map",
+        "torch-projectors reconstruct particles.star --point-group D7 --mask mask.mrc -o map.mrc\n"
+        "  torchrun --nproc-per-node 4 -m torch_projectors reconstruct particles.star -o map.mrc",
+    ),
+    "fsc": (
+        fsc.run,
+        "the Fourier shell correlation of two maps",
+        "torch-projectors fsc map_half1.mrc map_half2.mrc --mask mask.mrc -o fsc.png",
+    ),
+}
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m torch_projectors",
-        description="Differentiable projection operators: a demonstration, and the installation.",
+        prog="torch-projectors",
+        description="Projection operators for cryo-EM: from files to maps, a demonstration, and the installation.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (function, summary, example) in JOBS.items():
+        commandline.add(commands, name, function, summary, example)
     _add_demo(commands)
-    commands.add_parser(
+    describer = commands.add_parser(
         "info",
-        help="versions, devices and backends, to paste into a bug report",
-        description="Print versions, devices, and which backends are installed, loaded, failed, and why.",
+        help="what files hold; without files versions, devices and backends, to paste into a bug report",
+        description=(
+            "Print what maps, stacks and STAR files hold. Without files: versions, devices, and which backends are "
+            "installed, loaded, failed, and why."
+        ),
+        epilog="example: torch-projectors info particles.star map.mrc",
     )
+    describer.add_argument("files", nargs="*", metavar="FILE", help="STAR, MRC or MRCS")
     verifier = commands.add_parser(
         "verify",
         help="check every installed backend against the float64 reference",
@@ -32,7 +61,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             "Run every geometry, interpolation and option on each installed backend, device and precision, and compare "
             "values, gradients and adjointness with the float64 reference. The exit code is 1 if anything fails."
         ),
-        epilog="example: python -m torch_projectors verify --backend cpu --every-case",
+        epilog="example: torch-projectors verify --backend cpu --every-case",
     )
     verifier.add_argument(
         "--backend", action="append", metavar="NAME", help="only this one; may be given more than once"
@@ -40,21 +69,39 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     verifier.add_argument(
         "--every-case", action="store_true", help="a row for each case, not for each geometry"
     )
-    options = parser.parse_args(arguments)
-    if options.command == "info":
-        diagnostics.report()
-        return 0
-    if options.command == "demo":
-        try:
-            demo.run(**{name: value for name, value in vars(options).items() if name != "command"})
-        except (DemoError, OutputError) as error:
-            print(f"demo: {error}", file=sys.stderr)
-            return 2
-        return 0
+    options = vars(parser.parse_args(arguments))
+    command = options.pop("command")
     try:
-        return 0 if verification.report(options.backend, options.every_case) else 1
+        if command in JOBS:
+            made = options.pop("function")(**options)
+            if command == "fsc":
+                print(fsc.table(made))
+        elif command == "info":
+            if not options["files"]:
+                diagnostics.report()
+            for path in options["files"]:
+                print(describe.describe(path))
+        elif command == "demo":
+            demo.run(**options)
+        else:
+            return 0 if verification.report(options["backend"], options["every_case"]) else 1
+    except (DemoError, InputError, OutputError, Interrupted) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 130 if isinstance(error, Interrupted) else 2
     except ValueError as error:
+        if command != "verify":
+            raise
         parser.error(str(error))
+    return 0
+
+
+def console() -> int:
+    """`main`, and Ctrl-C at any moment."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
 
 
 def _add_demo(commands: Any) -> None:
@@ -66,7 +113,7 @@ def _add_demo(commands: Any) -> None:
             "refine the poses by gradient descent through the operators, and reconstruct from disturbed, refined and "
             "true poses. Writes a folder with a picture, the maps (MRC) and the numbers (JSON)."
         ),
-        epilog="example: python -m torch_projectors demo --snr 0.5 -o noisier",
+        epilog="example: torch-projectors demo --snr 0.5 -o noisier",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     defaults = {name: p.default for name, p in inspect.signature(demo.run).parameters.items()}
@@ -86,8 +133,4 @@ def _add_demo(commands: Any) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(console())

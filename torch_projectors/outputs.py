@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Union
@@ -43,6 +43,48 @@ def new_folder(path: Union[str, os.PathLike[str]], marker: str, overwrite: bool 
         raise OutputError(f"cannot write the folder {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new(paths: Sequence[Union[str, os.PathLike[str]]], overwrite: bool = False) -> None:
+    """An error, before any work, if one of the files could not be written."""
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; name a file")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists; name another, or replace it with --overwrite")
+        try:
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.absolute().parent).close()
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_space(path: Union[str, os.PathLike[str]], needed: float) -> None:
+    """An error, before any work, if the disk of a file has not as many bytes free."""
+    try:
+        free = shutil.disk_usage(Path(path).absolute().parent).free
+    except OSError:
+        return
+    if free < needed:
+        raise OutputError(f"{path} will take {needed / 2**30:.2f} GiB, and its disk has {free / 2**30:.2f} GiB free")
+
+
+@contextmanager
+def new_files(paths: Sequence[Union[str, os.PathLike[str]]], overwrite: bool = False) -> Iterator[list[Path]]:
+    """Names to write under; the files get their own names when the block ends, and are removed if it raises."""
+    final = [Path(path) for path in paths]
+    check_new(final, overwrite)
+    temporary = [path.with_name(f".{os.getpid()}-{path.name}") for path in final]
+    try:
+        yield temporary
+        check_new(final, overwrite)  # again: this may have taken long
+        for written, path in zip(temporary, final):
+            os.replace(written, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {', '.join(map(str, final))}: {error.strerror or error}") from error
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
 
 
 def _check_replaceable(path: Path, marker: str, overwrite: bool) -> None:

@@ -42,6 +42,24 @@ def within(shape: Sequence[int], cutoff: float) -> tuple[np.ndarray, list[np.nda
     return np.ravel_multi_index(index, inside.shape), [k[i] for k, i in zip(axes[::-1], index[::-1])]
 
 
+def cropped(spectrum: Tensor, shape: Sequence[int], smaller: Sequence[int]) -> Tensor:
+    """The frequencies that a smaller box has too: half spectra `[..., *stored]` of a shape to those of another.
+
+    Where a smaller axis is even, its highest frequency is taken from the positive side.
+    """
+    for axis, (n, m) in enumerate(zip(shape, smaller)):
+        dim = spectrum.dim() - len(shape) + axis
+        if m == n:
+            continue
+        if axis == len(shape) - 1:
+            spectrum = spectrum.narrow(dim, 0, m // 2 + 1)
+        else:
+            negative = (m - 1) // 2
+            parts = [spectrum.narrow(dim, 0, m // 2 + 1), spectrum.narrow(dim, n - negative, negative)]
+            spectrum = torch.cat(parts, dim)
+    return spectrum.contiguous()
+
+
 def paired_columns(width: int) -> list[int]:
     """Columns that hold both members of each Friedel pair; every other column holds one."""
     return [0, width // 2] if width % 2 == 0 else [0]

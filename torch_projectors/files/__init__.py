@@ -1,0 +1,7 @@
+"""Files of the field: maps and stacks of images (MRC), and tables of particles (STAR)."""
+
+from .maps import read_map, write_map
+from .particles import Particles
+from .stacks import StackWriter, Stacks
+
+__all__ = ["Particles", "StackWriter", "Stacks", "read_map", "write_map"]

@@ -1,0 +1,42 @@
+"""Maps: volumes in MRC files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..extras import need
+from .mrc import PathLike, read_header
+
+
+def read_map(path: PathLike) -> tuple[Tensor, float]:
+    """The density `[D, H, W]` in float32, whatever the order of axes in the file, and its pixel size in Å, or 0."""
+    header = read_header(path)
+    if sorted(header.axes) != [1, 2, 3]:
+        raise InputError(f"{path}: expected each of the axes 1, 2, 3 once, got {header.axes}")
+    values = np.fromfile(header.path, header.dtype, int(np.prod(header.shape)), offset=header.offset)
+    values = values.reshape(header.shape).astype(np.float32)
+    # File order is sections, rows, columns; ours is z, y, x.
+    order = [header.axes[::-1].index(axis) for axis in (3, 2, 1)]
+    density = torch.from_numpy(np.ascontiguousarray(values.transpose(order)))
+    if not torch.isfinite(density).all():
+        raise InputError(f"{path}: expected finite values, got {int((~torch.isfinite(density)).sum())} that are not")
+    return density, header.pixel_size
+
+
+def write_map(path: PathLike, density: Tensor, pixel_size: float, labels: Sequence[str] = ()) -> None:
+    """A volume `[D, H, W]` as MRC in float32; each label, at most 80 characters, goes into the header."""
+    with need("mrcfile").new(path, overwrite=True) as file:
+        file.set_data(density.detach().cpu().to(torch.float32).numpy())
+        file.set_volume()
+        file.voxel_size = pixel_size
+        for label in labels:
+            file.add_label(_ascii(label))
+
+
+def _ascii(label: str) -> str:
+    return label.encode("ascii", "replace").decode()[:80]

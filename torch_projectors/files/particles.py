@@ -1,0 +1,310 @@
+"""Particles: the rows of a STAR file, as RELION writes it, with the images that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import conventions
+from ..ctf import Ctf
+from ..errors import InputError
+from ..extras import need
+from .mrc import PathLike
+from .stacks import Stacks
+
+ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+ORIGINS_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
+ORIGINS_PIXELS = ("rlnOriginX", "rlnOriginY")
+DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
+# Of the microscope: in the optics table, or with every particle in files before RELION 3.1.
+MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+# What a model of images would have, and this one has not.
+NOT_APPLIED = (
+    "rlnBeamTiltX",
+    "rlnBeamTiltY",
+    "rlnOddZernike",
+    "rlnEvenZernike",
+    "rlnMagMat00",
+    "rlnMtfFileName",
+    "rlnCtfDataArePhaseFlipped",
+)
+
+
+class Particles:
+    """P particles: poses, parameters of the transfer function, and the images, read when they are asked for.
+
+    Made by `Particles.read`. An index selects particles, and is a tensor of integers.
+
+    Attributes:
+        table, optics: the rows as they stand in the file (pandas.DataFrame); optics is None before RELION 3.1.
+        pixel_size: of the images, in Å; all particles have the same.
+        shape: of the images, (H, W).
+        stacks, files, places: the stacks of images; of each particle its stack, and its place in that from 0.
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        table: Any,
+        optics: Any = None,
+        images: Optional[PathLike] = None,
+        pixel_size: Optional[float] = None,
+        block: str = "particles",
+        with_images: bool = True,
+    ) -> None:
+        self.path, self.table, self.optics, self.block = Path(path), table, optics, block
+        self._images, self._with_images = images, with_images
+        if len(table) == 0:
+            raise InputError(f"{path}: expected particles, got a table without rows")
+        self.pixel_size = pixel_size
+        if with_images:
+            self._find_stacks()
+        if pixel_size is None:
+            self.pixel_size = self._pixel_size(with_images)
+
+    @classmethod
+    def read(
+        cls,
+        path: PathLike,
+        *,
+        images: Optional[PathLike] = None,
+        pixel_size: Optional[float] = None,
+        with_images: bool = True,
+    ) -> Particles:
+        """The particles of a STAR file of RELION 3.0, or 3.1 and later with its optics groups.
+
+        Args:
+            path: the STAR file.
+            images: the folder that names of stacks are relative to. By default the current one, where RELION runs, or
+                the folder of the STAR file, or one of those that it lies in: the first that has the first stack.
+            pixel_size: in Å, in place of that in the file.
+            with_images: False for poses alone; then the pixel size may be None.
+        """
+        if not Path(path).is_file():
+            raise InputError(f"{path}: there is no such file")
+        starfile, pandas = need("starfile"), need_pandas()
+        try:
+            blocks = starfile.read(path, always_dict=True)
+        except Exception as error:  # what it raises for a file that is none is up to it
+            raise InputError(f"{path}: expected a STAR file; {type(error).__name__}: {error}") from error
+        tables = {name: block for name, block in blocks.items() if isinstance(block, pandas.DataFrame)}
+        needed = "rlnImageName" if with_images else ANGLES[0]
+        fitting = [name for name, block in tables.items() if needed in block.columns]
+        if not fitting:
+            found = ", ".join(f"data_{name} ({', '.join(map(str, block))})" for name, block in blocks.items())
+            what = "which names the images" if with_images else "the orientations"
+            raise InputError(f"{path}: no column {needed}, {what}; found {found or 'no table'}")
+        name = "particles" if "particles" in fitting else fitting[0]
+        optics = tables.get("optics")
+        if optics is None and isinstance(blocks.get("optics"), dict):
+            optics = pandas.DataFrame([blocks["optics"]])  # a table of one row that is no loop
+        return cls(path, tables[name], optics, images, pixel_size, name, with_images)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def _find_stacks(self) -> None:
+        names = self.table["rlnImageName"].astype(str)
+        parts = names.str.rpartition("@")
+        number = need_pandas().to_numeric(parts[0].where(parts[1] == "@", "1"), errors="coerce")
+        bad = np.flatnonzero(~(number >= 1).to_numpy())
+        if len(bad):
+            raise InputError(
+                f"{self.path}: rlnImageName: expected names like 000001@folder/stack.mrcs, got {names.iloc[bad[0]]!r} "
+                f"in row {bad[0] + 1}"
+            )
+        codes, stacks = need_pandas().factorize(parts[2])
+        self.files = torch.from_numpy(codes.astype(np.int64))
+        self.places = torch.from_numpy(number.to_numpy().astype(np.int64) - 1)
+        folder = self._folder(str(stacks[0]))
+        self.stacks = Stacks([folder / name for name in stacks])
+
+    def _folder(self, stack: str) -> Path:
+        if self._images is not None:
+            return Path(self._images)
+        above = self.path.absolute().parent
+        for folder in (Path(), above, *above.parents):
+            if (folder / stack).is_file():
+                return folder
+        return Path()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stacks.header(int(self.files[0])).shape[1:]
+
+    def numbers(self, column: str, default: Optional[float] = None) -> Tensor:
+        """A column `[P]` in float64, taken from the optics group of each particle where the table lacks it."""
+        pandas = need_pandas()
+        if column in self.table:
+            values = self.table[column]
+        elif self.optics is not None and column in self.optics:
+            groups = self.optics.set_index("rlnOpticsGroup")[column]
+            values = self.table["rlnOpticsGroup"].map(groups)
+        elif default is not None:
+            return torch.full((len(self),), default, dtype=torch.float64)
+        else:
+            raise InputError(self._lacks([column]))
+        values = pandas.to_numeric(values, errors="coerce").to_numpy(np.float64)
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise InputError(f"{self.path}: {column}: expected numbers, got none in row {bad[0] + 1}")
+        return torch.from_numpy(values.copy())
+
+    def has(self, columns: Iterable[str]) -> bool:
+        return not self._missing(columns)
+
+    def _missing(self, columns: Iterable[str]) -> list[str]:
+        optics = () if self.optics is None else self.optics.columns
+        return [name for name in columns if name not in self.table and name not in optics]
+
+    def _lacks(self, columns: Sequence[str], instead: str = "") -> str:
+        have = ", ".join(map(str, self.table.columns))
+        groups = "" if self.optics is None else f"; data_optics: {', '.join(map(str, self.optics.columns))}"
+        return f"{self.path}: no column {', '.join(columns)}{instead}; it has {have}{groups}"
+
+    def require(self, columns: Sequence[str], instead: str = "") -> None:
+        """An error that names the columns which are missing, and what would do instead."""
+        missing = self._missing(columns)
+        if missing:
+            raise InputError(self._lacks(missing, instead))
+
+    def _pixel_size(self, with_images: bool) -> Optional[float]:
+        if self.has(["rlnImagePixelSize"]):
+            sizes = self.numbers("rlnImagePixelSize")
+        elif self.has(["rlnDetectorPixelSize", "rlnMagnification"]):
+            sizes = 1e4 * self.numbers("rlnDetectorPixelSize") / self.numbers("rlnMagnification")
+        elif not with_images:
+            return None
+        else:
+            size = self.stacks.header(int(self.files[0])).pixel_size
+            if not size > 0:
+                raise InputError(
+                    self._lacks(["rlnImagePixelSize"], ", nor rlnDetectorPixelSize with rlnMagnification, and no "
+                                "pixel size in the header of the first stack: give one with --pixel-size")
+                )
+            return size
+        if not (sizes > 0).all():
+            raise InputError(f"{self.path}: expected pixel sizes > 0, got {sizes.min().item():g} Å")
+        if (sizes.max() - sizes.min()) > 1e-4 * sizes.max():
+            found = ", ".join(f"{size:g}" for size in sizes.unique().tolist()[:5])
+            raise InputError(
+                f"{self.path}: expected images of one pixel size, got {found} Å; rescale the images of all optics "
+                "groups to one, or take the groups apart"
+            )
+        return sizes[0].item()
+
+    def poses(self) -> tuple[Tensor, Tensor]:
+        """Rotations `[P, 3, 3]`, and shifts `[P, 2]` in pixels, in float64."""
+        self.require(ANGLES, " (the orientations)")
+        angles = torch.stack([self.numbers(name) for name in ANGLES], -1)
+        # Either pair; without both, particles are centred.
+        if self.has(ORIGINS_ANGSTROM):
+            origins, unit = torch.stack([self.numbers(name) for name in ORIGINS_ANGSTROM], -1), self.pixel_size
+        elif self.has(ORIGINS_PIXELS):
+            origins, unit = torch.stack([self.numbers(name) for name in ORIGINS_PIXELS], -1), 1.0
+        else:
+            origins, unit = torch.zeros(len(self), 2, dtype=torch.float64), 1.0
+        return conventions.from_relion(angles, origins, unit)
+
+    def ctf(self) -> Ctf:
+        """Parameters of the transfer function, `[P]` each."""
+        self.require(
+            [*DEFOCUS[:2], *MICROSCOPE], " (the transfer function); --no-ctf goes without, for images that have none"
+        )
+        u, v = (self.numbers(name) for name in DEFOCUS[:2])
+        return Ctf(
+            u,
+            v,
+            self.numbers("rlnDefocusAngle", 0.0),
+            *(self.numbers(name) for name in MICROSCOPE),
+            self.numbers("rlnPhaseShift", 0.0),
+            self.numbers("rlnCtfBfactor", 0.0),
+            self.numbers("rlnCtfScalefactor", 1.0),
+        )
+
+    def premultiplied(self) -> bool:
+        """Whether the images are already multiplied by their transfer function."""
+        flags = self.numbers("rlnCtfDataAreCtfPremultiplied", 0.0)
+        if not (flags == flags[0]).all():
+            raise InputError(f"{self.path}: expected rlnCtfDataAreCtfPremultiplied to be the same for all particles")
+        return bool(flags[0])
+
+    def not_applied(self) -> list[str]:
+        """Columns that say of the images what this library does not model."""
+        found = [name for name in NOT_APPLIED if self.has([name])]
+        return [name for name in found if name == "rlnMtfFileName" or self._is_set(name)]
+
+    def _is_set(self, column: str) -> bool:
+        source = self.table if column in self.table else self.optics
+        if column == "rlnMagMat00":
+            return bool((source[column] != 1).any())
+        return bool(source[column].astype(str).ne("0").any()) and bool((source[column] != 0).any())
+
+    def groups(self, column: str) -> tuple[Tensor, list[str]]:
+        """The group `[P]` of each particle by the values of a column, and their names."""
+        self.require([column])
+        codes, names = need_pandas().factorize(self.table[column])
+        return torch.from_numpy(codes.astype(np.int64)), [str(name) for name in names]
+
+    def images(self, index: Tensor) -> Tensor:
+        """Images `[n, H, W]` in float32."""
+        return self.stacks.read(self.files[index], self.places[index])
+
+    def problems(self) -> dict[int, str]:
+        """Particles whose image is not there, or is there twice: of each its index and what is wrong."""
+        found: dict[int, str] = {}
+        last = torch.zeros(len(self.stacks.paths), dtype=torch.int64)
+        last.scatter_reduce_(0, self.files, self.places, "amax")
+        shape = None
+        for file, place in enumerate(last.tolist()):
+            problem = self.stacks.problem(file, place, shape)
+            if problem is None:
+                shape = shape or self.stacks.header(file).shape[1:]
+                continue
+            rows = torch.nonzero(self.files == file).flatten()
+            if self.stacks.problem(file, 0, shape) is None:  # some of its images are there
+                rows = rows[self.places[rows] >= self.stacks.header(file).shape[0]]
+            found.update(dict.fromkeys(rows.tolist(), problem))
+        place = self.files * (int(self.places.max()) + 1) + self.places
+        _, inverse, counts = place.unique(return_inverse=True, return_counts=True)
+        if (counts > 1).any():
+            order = torch.argsort(inverse, stable=True)
+            again = torch.zeros(len(self), dtype=torch.bool)
+            again[order[1:]] = inverse[order[1:]] == inverse[order[:-1]]
+            for row in torch.nonzero(again).flatten().tolist():
+                found.setdefault(row, f"{self.path}: {self.table['rlnImageName'].iloc[row]} is there more than once")
+        return found
+
+    def at(self, index: Tensor) -> Particles:
+        """Some of the particles."""
+        rows = self.table.iloc[index.numpy()].reset_index(drop=True)
+        return self._replaced(rows)
+
+    def with_poses(self, rotations: Tensor, shifts: Tensor) -> Particles:
+        """The same particles at other poses: rotations `[P, 3, 3]`, shifts `[P, 2]` in pixels."""
+        table = self.table.copy()
+        in_angstrom = not self.has(ORIGINS_PIXELS)
+        angles, origins = conventions.to_relion(rotations, shifts, self.pixel_size if in_angstrom else 1.0)
+        for name, values in zip(ANGLES, angles.unbind(-1)):
+            table[name] = values.cpu().numpy()
+        for name, values in zip(ORIGINS_ANGSTROM if in_angstrom else ORIGINS_PIXELS, origins.unbind(-1)):
+            table[name] = values.cpu().numpy()
+        return self._replaced(table)
+
+    def _replaced(self, table: Any) -> Particles:
+        return Particles(self.path, table, self.optics, self._images, self.pixel_size, self.block, self._with_images)
+
+    def write(self, path: PathLike) -> None:
+        """A STAR file of the tables as they are."""
+        tables = {} if self.optics is None else {"optics": self.optics}
+        need("starfile").write({**tables, self.block: self.table}, path)
+
+
+def need_pandas() -> Any:
+    need("starfile")  # which brings it
+    return need("pandas")

@@ -1,0 +1,94 @@
+"""How well two maps agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from ..errors import InputError
+from ..files import read_map
+from ..outputs import check_new, new_files
+from . import correlation, plots, record
+
+THRESHOLDS = (0.5, 0.143)
+
+
+def run(
+    map: Union[str, Path],
+    other: Union[str, Path],
+    *,
+    output: Optional[Union[str, Path]] = None,
+    mask: Optional[str] = None,
+    pixel_size: Optional[float] = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """The Fourier shell correlation of two maps, printed as a table, and drawn if an output is named.
+
+    Args:
+        map: a map.
+        other: another one, of the same box and pixel size.
+        output: a picture, ending in .png; the numbers go into a JSON file beside it.
+        mask: map of values from 0 to 1; the correlation inside it is corrected for what the mask does by itself, by
+            maps whose phases are random.
+        pixel_size: in Å, in place of what the headers say.
+        seed: of random phases.
+        overwrite: replace earlier results.
+
+    Returns:
+        What the JSON file holds.
+    """
+    options = dict(locals())
+    paths = []
+    if output is not None:
+        if Path(output).suffix != ".png":
+            raise InputError(f"-o: expected the name of a picture, ending in .png, got {output}")
+        paths = [Path(output), Path(output).with_suffix(".json")]
+        check_new(paths, overwrite)
+    a, size = read_map(map)
+    b, other_size = read_map(other)
+    if a.shape != b.shape:
+        boxes = " and ".join(" x ".join(str(n) for n in reversed(x.shape)) for x in (a, b))
+        raise InputError(f"{map} and {other}: expected maps of the same box, got {boxes}")
+    if pixel_size is None:
+        if abs(size - other_size) > 1e-3 * max(size, other_size):
+            raise InputError(
+                f"{map} and {other}: expected maps of the same pixel size, got {size:g} and {other_size:g} Å; "
+                "--pixel-size says what it is"
+            )
+        pixel_size = size if size > 0 else 1.0
+    inside = None
+    if mask is not None:
+        inside, _ = read_map(mask)
+        if inside.shape != a.shape:
+            raise InputError(f"{mask}: expected the box of the maps, {tuple(a.shape)}, got {tuple(inside.shape)}")
+    curves = {
+        name: curve for name, curve in correlation.compare(a, b, inside, seed)._asdict().items() if curve is not None
+    }
+    best = curves.get("corrected", curves["unmasked"])
+    box = max(a.shape)
+    made = record.facts("fsc", "cpu", {name: value for name, value in options.items() if name != "overwrite"})
+    made.update(
+        pixel_size=pixel_size,
+        box=box,
+        resolution_angstrom={f"{t:g}": correlation.resolution(best, box, pixel_size, t) for t in THRESHOLDS},
+        fsc={name: [round(float(value), 5) for value in curve] for name, curve in curves.items()},
+    )
+    if paths:
+        with new_files(paths, overwrite) as (picture, numbers):
+            plots.draw_fsc(picture, curves, box, pixel_size, THRESHOLDS)
+            record.write(numbers, made)
+    return made
+
+
+def table(made: dict[str, Any]) -> str:
+    """The result as text: a row for each shell."""
+    names = list(made["fsc"])
+    lines = ["shell  resolution (Å)  " + "  ".join(f"{name:>9}" for name in names)]
+    for shell in range(1, len(made["fsc"]["unmasked"])):
+        angstrom = made["box"] * made["pixel_size"] / shell
+        values = "  ".join(f"{made['fsc'][name][shell]:9.4f}" for name in names)
+        lines.append(f"{shell:5d}  {angstrom:14.2f}  {values}")
+    for threshold, angstrom in made["resolution_angstrom"].items():
+        lines.append(f"falls below {threshold} at {angstrom:.2f} Å")
+    return "\n".join(lines)
