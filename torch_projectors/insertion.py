@@ -70,7 +70,9 @@ class Insertion:
         )
         real = self.weight.dtype
         shifts = None if shifts is None else shifts[None].to(real)
-        for turned in rotations[None] if operators is None else (operator @ rotations for operator in operators):
+        for turned in (
+            rotations[None] if operators is None else (operator @ rotations for operator in operators)
+        ):
             data, weight = ops.selected(self.data.device).backward_project(
                 spectra[None], weights[None], turned[None].to(real), shifts, geometry
             )

@@ -66,7 +66,9 @@ def check_space(path: Union[str, os.PathLike[str]], needed: float) -> None:
     except OSError:
         return
     if free < needed:
-        raise OutputError(f"{path} will take {needed / 2**30:.2f} GiB, and its disk has {free / 2**30:.2f} GiB free")
+        raise OutputError(
+            f"{path} will take {needed / 2**30:.2f} GiB, and its disk has {free / 2**30:.2f} GiB free"
+        )
 
 
 @contextmanager

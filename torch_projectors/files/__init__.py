@@ -2,6 +2,6 @@
 
 from .maps import read_map, write_map
 from .particles import Particles
-from .stacks import StackWriter, Stacks
+from .stacks import Stacks, StackWriter
 
 __all__ = ["Particles", "StackWriter", "Stacks", "read_map", "write_map"]

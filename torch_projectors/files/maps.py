@@ -24,7 +24,9 @@ def read_map(path: PathLike) -> tuple[Tensor, float]:
     order = [header.axes[::-1].index(axis) for axis in (3, 2, 1)]
     density = torch.from_numpy(np.ascontiguousarray(values.transpose(order)))
     if not torch.isfinite(density).all():
-        raise InputError(f"{path}: expected finite values, got {int((~torch.isfinite(density)).sum())} that are not")
+        raise InputError(
+            f"{path}: expected finite values, got {int((~torch.isfinite(density)).sum())} that are not"
+        )
     return density, header.pixel_size
 
 

@@ -184,8 +184,11 @@ class Particles:
             size = self.stacks.header(int(self.files[0])).pixel_size
             if not size > 0:
                 raise InputError(
-                    self._lacks(["rlnImagePixelSize"], ", nor rlnDetectorPixelSize with rlnMagnification, and no "
-                                "pixel size in the header of the first stack: give one with --pixel-size")
+                    self._lacks(
+                        ["rlnImagePixelSize"],
+                        ", nor rlnDetectorPixelSize with rlnMagnification, and no "
+                        "pixel size in the header of the first stack: give one with --pixel-size",
+                    )
                 )
             return size
         if not (sizes > 0).all():
@@ -204,7 +207,10 @@ class Particles:
         angles = torch.stack([self.numbers(name) for name in ANGLES], -1)
         # Either pair; without both, particles are centred.
         if self.has(ORIGINS_ANGSTROM):
-            origins, unit = torch.stack([self.numbers(name) for name in ORIGINS_ANGSTROM], -1), self.pixel_size
+            origins, unit = (
+                torch.stack([self.numbers(name) for name in ORIGINS_ANGSTROM], -1),
+                self.pixel_size,
+            )
         elif self.has(ORIGINS_PIXELS):
             origins, unit = torch.stack([self.numbers(name) for name in ORIGINS_PIXELS], -1), 1.0
         else:
@@ -214,7 +220,8 @@ class Particles:
     def ctf(self) -> Ctf:
         """Parameters of the transfer function, `[P]` each."""
         self.require(
-            [*DEFOCUS[:2], *MICROSCOPE], " (the transfer function); --no-ctf goes without, for images that have none"
+            [*DEFOCUS[:2], *MICROSCOPE],
+            " (the transfer function); --no-ctf goes without, for images that have none",
         )
         u, v = (self.numbers(name) for name in DEFOCUS[:2])
         return Ctf(
@@ -231,7 +238,9 @@ class Particles:
         """Whether the images are already multiplied by their transfer function."""
         flags = self.numbers("rlnCtfDataAreCtfPremultiplied", 0.0)
         if not (flags == flags[0]).all():
-            raise InputError(f"{self.path}: expected rlnCtfDataAreCtfPremultiplied to be the same for all particles")
+            raise InputError(
+                f"{self.path}: expected rlnCtfDataAreCtfPremultiplied to be the same for all particles"
+            )
         return bool(flags[0])
 
     def not_applied(self) -> list[str]:
@@ -277,7 +286,9 @@ class Particles:
             again = torch.zeros(len(self), dtype=torch.bool)
             again[order[1:]] = inverse[order[1:]] == inverse[order[:-1]]
             for row in torch.nonzero(again).flatten().tolist():
-                found.setdefault(row, f"{self.path}: {self.table['rlnImageName'].iloc[row]} is there more than once")
+                found.setdefault(
+                    row, f"{self.path}: {self.table['rlnImageName'].iloc[row]} is there more than once"
+                )
         return found
 
     def at(self, index: Tensor) -> Particles:
@@ -297,7 +308,9 @@ class Particles:
         return self._replaced(table)
 
     def _replaced(self, table: Any) -> Particles:
-        return Particles(self.path, table, self.optics, self._images, self.pixel_size, self.block, self._with_images)
+        return Particles(
+            self.path, table, self.optics, self._images, self.pixel_size, self.block, self._with_images
+        )
 
     def write(self, path: PathLike) -> None:
         """A STAR file of the tables as they are."""

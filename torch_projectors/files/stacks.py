@@ -62,7 +62,9 @@ class Stacks:
                 values = np.fromfile(header.path, header.dtype, count * shape[0] * shape[1], offset=offset)
                 images[start:stop] = values.reshape(count, *shape)
             except (OSError, ValueError) as error:
-                raise InputError(f"{header.path}: cannot read images {first + 1} to {first + count}: {error}") from error
+                raise InputError(
+                    f"{header.path}: cannot read images {first + 1} to {first + count}: {error}"
+                ) from error
         return torch.from_numpy(images)
 
 
@@ -92,7 +94,7 @@ class StackWriter:
         self._least, self._most = np.inf, -np.inf
 
     def __enter__(self) -> StackWriter:
-        self._file = open(self.path, "r+b")  # noqa: SIM115
+        self._file = open(self.path, "r+b")
         self._file.seek(self._header.nbytes)
         return self
 
@@ -100,16 +102,24 @@ class StackWriter:
         """Images `[n, H, W]`."""
         values = images.detach().cpu().to(torch.float32).contiguous().numpy()
         if values.shape[1:] != self.shape or self._written + len(values) > self.count:
-            raise ValueError(f"expected up to {self.count - self._written} images of {self.shape}, got {values.shape}")
+            raise ValueError(
+                f"expected up to {self.count - self._written} images of {self.shape}, got {values.shape}"
+            )
         self._file.write(values.data)
         self._written += len(values)
         if values.size:
             self._sum += float(values.sum(dtype=np.float64))
             self._square += float(np.square(values, dtype=np.float64).sum())
-            self._least, self._most = min(self._least, float(values.min())), max(self._most, float(values.max()))
+            self._least, self._most = (
+                min(self._least, float(values.min())),
+                max(self._most, float(values.max())),
+            )
 
     def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
     ) -> None:
         with self._file:
             if kind is not None:

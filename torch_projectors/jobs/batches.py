@@ -69,7 +69,8 @@ class Source:
         if not self.skip_bad:
             example = next(iter(problems.values()))
             raise InputError(
-                f"{len(problems)} of {len(self.particles)} particles cannot be used: {example}; --skip-bad leaves them out"
+                f"{len(problems)} of {len(self.particles)} particles cannot be used: {example}; --skip-bad leaves "
+                "them out"
             )
 
     def batches(self, pieces: Iterable[Tensor]) -> Iterator[Batch]:
@@ -93,7 +94,8 @@ class Source:
             finite = torch.isfinite(most - least).cpu()[~usable].tolist()
             names = self.particles.table["rlnImageName"]
             found = {
-                i: f"{names.iloc[i]}: " + ("all pixels have the same value" if ok else "pixels are not finite")
+                i: f"{names.iloc[i]}: "
+                + ("all pixels have the same value" if ok else "pixels are not finite")
                 for i, ok in zip(bad, finite)
             }
             self._leave_out_or_raise(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..spectrum import radii
 
 # Beyond where maps without a mask agree so well, phases are drawn anew to see what the mask alone does.
 RANDOM_BELOW = 0.8
+THRESHOLDS = (0.5, 0.143)
 
 
 class Curves(NamedTuple):
@@ -25,6 +26,20 @@ class Curves(NamedTuple):
     @property
     def best(self) -> Tensor:
         return self.unmasked if self.corrected is None else self.corrected
+
+    def present(self) -> dict[str, Tensor]:
+        return {name: curve for name, curve in self._asdict().items() if curve is not None}
+
+    def facts(self, box: int, pixel_size: float) -> dict[str, Any]:
+        """Resolutions in Å, and the curves, as numbers to keep."""
+        return {
+            "resolution_angstrom": {
+                f"{t:g}": box * pixel_size / realspace.fsc_crossing(self.best, t).item() for t in THRESHOLDS
+            },
+            "fsc": {
+                name: [round(value, 5) for value in curve.tolist()] for name, curve in self.present().items()
+            },
+        }
 
 
 def compare(a: Tensor, b: Tensor, mask: Optional[Tensor] = None, seed: int = 0) -> Curves:
@@ -54,8 +69,3 @@ def _with_random_phases(x: Tensor, first: int, generator: torch.Generator) -> Te
     changed = spectrum.abs() * torch.polar(torch.ones_like(noise.real), noise.angle())
     far = radii(x.shape, x.device) + 0.5 >= first
     return realspace.from_spectrum(torch.where(far, changed, spectrum), x.shape)
-
-
-def resolution(curve: Tensor, box: int, pixel_size: float, threshold: float) -> float:
-    """In Å: where the curve first falls below the threshold."""
-    return box * pixel_size / realspace.fsc_crossing(curve, threshold).item()

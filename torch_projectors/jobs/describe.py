@@ -28,7 +28,10 @@ def _mrc(path: Path) -> str:
     header = read_header(path)
     sections, rows, columns = header.shape
     middle = np.fromfile(
-        path, header.dtype, rows * columns, offset=header.offset + sections // 2 * rows * columns * header.dtype.itemsize
+        path,
+        header.dtype,
+        rows * columns,
+        offset=header.offset + sections // 2 * rows * columns * header.dtype.itemsize,
     ).astype(np.float64)
     lines = [
         f"{path}: {columns} x {rows} x {sections}, {header.dtype.name}",
@@ -54,14 +57,14 @@ def _particles(path: Path) -> str:
         lines.append(f"  {len(particles.optics)} optics groups")
     if particles.has([*DEFOCUS, *MICROSCOPE]):
         u = particles.numbers(DEFOCUS[0])
-        voltages = torch.unique(particles.numbers(MICROSCOPE[0])).tolist()
-        lines.append(
-            f"  transfer functions: defocus {u.min():.0f} to {u.max():.0f} Å, {', '.join(f'{v:g}' for v in voltages)} kV"
-        )
+        voltages = " and ".join(f"{v:g}" for v in torch.unique(particles.numbers(MICROSCOPE[0])).tolist())
+        lines.append(f"  transfer functions: defocus {u.min():.0f} to {u.max():.0f} Å at {voltages} kV")
     else:
         lines.append("  no transfer functions")
     _, shifts = particles.poses()
-    lines.append(f"  shifts: {shifts.std():.2f} pixels (standard deviation), at most {shifts.abs().max():.2f}")
+    lines.append(
+        f"  shifts: {shifts.std():.2f} pixels (standard deviation), at most {shifts.abs().max():.2f}"
+    )
     if particles.has(["rlnRandomSubset"]):
         lines.append("  halves: rlnRandomSubset")
     ignored = particles.not_applied()

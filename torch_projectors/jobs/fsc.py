@@ -10,8 +10,6 @@ from ..files import read_map
 from ..outputs import check_new, new_files
 from . import correlation, plots, record
 
-THRESHOLDS = (0.5, 0.143)
-
 
 def run(
     map: Union[str, Path],
@@ -61,22 +59,16 @@ def run(
     if mask is not None:
         inside, _ = read_map(mask)
         if inside.shape != a.shape:
-            raise InputError(f"{mask}: expected the box of the maps, {tuple(a.shape)}, got {tuple(inside.shape)}")
-    curves = {
-        name: curve for name, curve in correlation.compare(a, b, inside, seed)._asdict().items() if curve is not None
-    }
-    best = curves.get("corrected", curves["unmasked"])
+            raise InputError(
+                f"{mask}: expected the box of the maps, {tuple(a.shape)}, got {tuple(inside.shape)}"
+            )
+    curves = correlation.compare(a, b, inside, seed)
     box = max(a.shape)
     made = record.facts("fsc", "cpu", {name: value for name, value in options.items() if name != "overwrite"})
-    made.update(
-        pixel_size=pixel_size,
-        box=box,
-        resolution_angstrom={f"{t:g}": correlation.resolution(best, box, pixel_size, t) for t in THRESHOLDS},
-        fsc={name: [round(float(value), 5) for value in curve] for name, curve in curves.items()},
-    )
+    made.update(pixel_size=pixel_size, box=box, **curves.facts(box, pixel_size))
     if paths:
         with new_files(paths, overwrite) as (picture, numbers):
-            plots.draw_fsc(picture, curves, box, pixel_size, THRESHOLDS)
+            plots.draw_fsc(picture, curves, box, pixel_size)
             record.write(numbers, made)
     return made
 

@@ -39,7 +39,7 @@ def peak() -> float:
 
 
 def check(needed: float, fixed: float, box: int, oversampling: float, device: torch.device) -> None:
-    """An error where `needed` bytes, of which all but `fixed` grow as the third power of box and oversampling, are not there."""
+    """An error where `needed` bytes are not there; all but `fixed` grow as (box * oversampling)^3."""
     there = available(device)
     if needed <= there:
         return
@@ -49,6 +49,6 @@ def check(needed: float, fixed: float, box: int, oversampling: float, device: to
     if less >= 1:
         fits.append(f"--oversampling {int(less * 10) / 10:g}")
     raise InputError(
-        f"a box of {box} with oversampling {oversampling:g} takes {needed / GIB:.1f} GiB, and {there / GIB:.1f} GiB are "
-        f"free on {device}; {' or '.join(fits) or 'nothing smaller'} would fit"
+        f"a box of {box} with oversampling {oversampling:g} takes {needed / GIB:.1f} GiB, and {there / GIB:.1f} GiB "
+        f"are free on {device}; {' or '.join(fits) or 'nothing smaller'} would fit"
     )

@@ -65,5 +65,7 @@ class _Lines:
             return
         self.last = now
         rate = (self.done - self.first) / max(now - self.start, 1e-9)
-        left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
+        left = (
+            f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
+        )
         say(f"{self.task}: {self.done} of {self.total}, {rate:.0f}/s{left}")

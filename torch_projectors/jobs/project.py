@@ -85,7 +85,9 @@ def run(
     where = checked_device(device)
     volume, in_header = read_map(map)
     if len(set(volume.shape)) != 1:
-        raise InputError(f"{map}: expected equal axes, got {' x '.join(str(n) for n in reversed(volume.shape))}")
+        raise InputError(
+            f"{map}: expected equal axes, got {' x '.join(str(n) for n in reversed(volume.shape))}"
+        )
     pixel_size = in_header if pixel_size is None else pixel_size
     if not pixel_size > 0:
         raise InputError(f"{map}: no pixel size in its header: give one with --pixel-size")
@@ -99,9 +101,17 @@ def run(
     generator = torch.Generator().manual_seed(seed)
     if star is None:
         if ctf:
-            raise InputError("--ctf applies the transfer function of a STAR file: give --star, or --defocus LOW HIGH")
+            raise InputError(
+                "--ctf applies the transfer function of a STAR file: give --star, or --defocus LOW HIGH"
+            )
         table, poses, parameters = _drawn(
-            count, orientations, shifts, defocus, (voltage, spherical_aberration, amplitude_contrast), spacing, generator
+            count,
+            orientations,
+            shifts,
+            defocus,
+            (voltage, spherical_aberration, amplitude_contrast),
+            spacing,
+            generator,
         )
         optics = None
     else:
@@ -122,7 +132,9 @@ def run(
     turns, moves = (x.to(where, torch.float32) for x in poses)
     deviation = None
     batch = max(1, BATCH_BYTES // (box * box * 12))
-    made = record.facts("project", str(where), {name: value for name, value in options.items() if name != "overwrite"})
+    made = record.facts(
+        "project", str(where), {name: value for name, value in options.items() if name != "overwrite"}
+    )
     with ExitStack() as context:
         stack_path, star_path, json_path = context.enter_context(new_files(paths, overwrite))
         stop = context.enter_context(deferred())

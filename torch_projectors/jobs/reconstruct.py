@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Callable, Literal, Optional, Union
 
 import torch
 from torch import Tensor
@@ -15,16 +16,28 @@ from ..files import Particles, read_map, write_map
 from ..insertion import Insertion
 from ..outputs import OutputError, check_new, new_files
 from ..spectrum import radii
-from . import correlation, memory, noise, plots, record
+from . import correlation, interrupts, memory, noise, plots, progress, record
 from .batches import Batch, Source
 from .checkpoint import Checkpoint, fingerprint
-from .interrupts import Interrupted, deferred
-from .progress import bar, say
+from .correlation import Curves
+from .interrupts import Interrupted
 from .ranks import Ranks, joined
 
-THRESHOLDS = (0.5, 0.143)
-# Images in flight: as many as spread the cost of a new volume, and no more than this many bytes.
+# Images in flight: as many as the cost of a call does not matter for, and no more than this many bytes.
 MOST_IMAGES, BYTES = 1024, 768 * 2**20
+# Of 12 bytes a frequency, or 24 in double precision, when most are held.
+VOLUMES = 7
+# The sums depend on these options, and on the STAR file.
+MATTER = (
+    "pixel_size",
+    "oversampling",
+    "interpolation",
+    "no_ctf",
+    "noise_by",
+    "point_group",
+    "seed",
+    "double",
+)
 
 
 def run(
@@ -78,117 +91,136 @@ def run(
     Returns:
         What the JSON file holds.
     """
-    options = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "skip_bad")}
+    options = {name: value for name, value in locals().items() if name not in ("resume", "overwrite")}
     _check(oversampling, checkpoint_minutes)
-    output = Path(output)
-    paths = _paths(output)
+    paths = _paths(Path(output))
     start = time.perf_counter()
     with joined(device) as ranks:
         if ranks.first:
             check_new(list(paths.values()), overwrite)
-        say_first = say if ranks.first else (lambda text: None)
         particles = Particles.read(star, images=images, pixel_size=pixel_size)
         dtype = torch.float64 if double else torch.float32
         source = Source(
             particles, box=box, with_ctf=not no_ctf, skip_bad=skip_bad, device=ranks.device, dtype=dtype
         )
-        inside = _read_mask(mask, source)
         operators = symmetry.operators(point_group).to(ranks.device)
+        inside = _read_mask(mask, source)
         halves_of, halves_by = _halves(particles, seed)
-        chunk = _chunk(source)
-        memory.check(
-            memory_needed(source, oversampling, double, chunk), chunk * image_bytes(source), source.box,
-            oversampling, ranks.device,
+        piece = _piece(source)
+        needed = memory_needed(source, oversampling, piece)
+        memory.check(needed, _fixed(source, piece), source.box, oversampling, ranks.device)
+        say = progress.say if ranks.first else (lambda text: None)
+        say(
+            f"{len(particles)} particles of {source.full} pixels; voxels of {source.pixel_size:g} Å; "
+            f"halves by {halves_by}"
         )
-        halves = [
-            Insertion((source.box,) * 2, oversampling, interpolation, device=ranks.device, dtype=dtype) for _ in range(2)
+
+        sums = [
+            Insertion((source.box,) * 2, oversampling, interpolation, device=ranks.device, dtype=dtype)
+            for _ in range(2)
         ]
-        depends_on = ("pixel_size", "oversampling", "interpolation", "no_ctf", "noise_by", "point_group", "seed", "double")
-        key = fingerprint(Path(star), {**{name: options[name] for name in depends_on}, "box": source.box, "of": chunk})
-        checkpoint = _checkpoint(output, key, halves, resume, ranks)
+        matter = {name: options[name] for name in MATTER}
+        key = fingerprint(Path(star), {**matter, "box": source.box, "piece": piece})
+        checkpoint = _checkpoint(paths["map"], key, sums, resume, ranks)
         source.bad.update(checkpoint.bad)
-        variance = groups = None
+        noise_groups = None
         if noise_by is not None:
             groups, names = particles.groups(noise_by)
-            say_first(f"noise of {len(names)} groups by {noise_by}")
-            variance = noise.by_group(source, groups, ranks.first)
-
-        pieces = torch.arange(len(particles)).split(chunk)
-        left = [i for i in range(len(pieces)) if i not in checkpoint.done and i not in checkpoint.elsewhere]
-        mine = left[ranks.rank :: ranks.size]
-        weighting = _Weighting(variance, groups, particles.premultiplied())
+            say(f"noise of {len(names)} groups by {noise_by}")
+            noise_groups = groups, noise.by_group(source, groups, ranks.first)
+        weighting = _Weighting(noise_groups, particles.premultiplied())
+        rotations, shifts = particles.poses()
+        shifts = shifts * (source.box / source.full)
+        # The highest frequency of a cropped image stands for one side alone.
+        cutoff = source.box / 2 if source.box == source.full else source.box / 2 - 0.5
 
         def insert(batch: Batch) -> None:
             data, weight = weighting(batch)
-            for half, insertion in enumerate(halves):
+            for half, insertion in enumerate(sums):
                 chosen = torch.nonzero(halves_of[batch.index] == half).flatten()
                 where = batch.index[chosen]
-                part = chosen.to(data.device)
-                if len(chosen):
-                    insertion.add(
-                        data[part],
-                        weight[part],
-                        poses[0][where].to(data.device),
-                        poses[1][where].to(data.device) * (source.box / source.full),
-                        cutoff,
-                        operators=operators,
-                    )
+                chosen = chosen.to(data.device)
+                pose = rotations[where].to(data.device), shifts[where].to(data.device)
+                insertion.add(data[chosen], weight[chosen], *pose, cutoff, operators=operators)
 
-        poses = particles.poses()
-        # The highest frequency of a cropped image stands for one side alone.
-        cutoff = source.box / 2 if source.box == source.full else source.box / 2 - 0.5
-        total = sum(len(pieces[i]) for i in mine)
-        say_first(
-            f"{len(particles)} particles of {source.full} pixels, {source.pixel_size:g} Å in the map; halves by {halves_by}"
-        )
-        with deferred() as stop, bar("inserting", total, shown=ranks.first) as advance:
-            saved = time.monotonic()
-            try:
-                batches = source.batches(pieces[i][source.good[pieces[i]]] for i in mine)
-                for i, batch in zip(mine, batches):
-                    insert(batch)
-                    checkpoint.done.append(i)
-                    advance(len(pieces[i]))
-                    if stop.requested:
-                        raise Interrupted
-                    if time.monotonic() - saved > 60 * checkpoint_minutes:
-                        checkpoint.bad = source.bad
-                        checkpoint.save(halves)
-                        saved = time.monotonic()
-            except (Interrupted, InputError) as error:
-                if checkpoint.done:
-                    checkpoint.bad = source.bad
-                    checkpoint.save(halves)
-                    kept = f"{sum(half.images for half in halves)} images are in the sums of {checkpoint.folder}: go on with --resume"
-                else:
-                    kept = "nothing was written"
-                message = f"{error}; {kept}" if str(error) else f"interrupted: {kept}"
-                raise type(error)(message) from error
+        pieces = torch.arange(len(particles)).split(piece)
+        inserted = checkpoint.elsewhere.union(checkpoint.done)
+        left = [i for i in range(len(pieces)) if i not in inserted]
+        mine = left[ranks.rank :: ranks.size]
+        _insert_all(mine, pieces, source, insert, sums, checkpoint, checkpoint_minutes, ranks)
         seconds = time.perf_counter() - start
-        if ranks.size > 1:
-            checkpoint.bad = source.bad
-            checkpoint.save(halves)
-        counts = ranks.gathered(([half.images for half in halves], {i: source.bad[i] for i in source.bad}))
-        for half in halves:
-            ranks.sum_(half.data)
-            ranks.sum_(half.weight)
+        bad, counts = _reduce(sums, source.bad, ranks)
         if not ranks.first:
             return {}
-        for i, half in enumerate(halves):
-            half.images = sum(images_of[i] for images_of, _ in counts)
-        bad = {index: why for _, found in counts for index, why in found.items()}
         made = record.facts("reconstruct", str(ranks.device), options)
         made["ranks"] = ranks.size
-        result = _finish(halves, source, policy, inside, seed, paths, made, bad, seconds, overwrite)
+        made["images"] = {"in_map": sum(counts), "left_out": len(bad), "halves": counts}
+        made["left_out_first"] = {str(index): why for index, why in sorted(bad.items())[:20]}
+        made["seconds"], made["images_per_second"] = round(seconds, 1), round(sum(counts) / seconds, 1)
+        volumes, curves = _maps(sums, counts, policy, inside, seed)
+        _write(volumes, curves, source, paths, made, overwrite)
         checkpoint.remove()
-        return result
+        say(_summary(made, paths["map"]))
+        return made
+
+
+def _insert_all(
+    mine: Sequence[int],
+    pieces: Sequence[Tensor],
+    source: Source,
+    insert: Callable[[Batch], None],
+    sums: list[Insertion],
+    checkpoint: Checkpoint,
+    minutes: float,
+    ranks: Ranks,
+) -> None:
+    """Every piece of this process; what was inserted is kept if anything ends that early."""
+
+    def keep() -> None:
+        checkpoint.bad = source.bad
+        checkpoint.save(sums)
+
+    good = (pieces[i][source.good[pieces[i]]] for i in mine)
+    total = sum(len(pieces[i]) for i in mine)
+    with interrupts.deferred() as stop, progress.bar("inserting", total, shown=ranks.first) as advance:
+        saved = time.monotonic()
+        try:
+            for i, batch in zip(mine, source.batches(good)):
+                insert(batch)
+                checkpoint.done.append(i)
+                advance(len(pieces[i]))
+                if stop.requested:
+                    raise Interrupted("interrupted")
+                if time.monotonic() - saved > 60 * minutes:
+                    keep()
+                    saved = time.monotonic()
+        except (Interrupted, InputError) as error:
+            if not checkpoint.done:
+                raise type(error)(f"{error}; nothing was written") from error
+            keep()
+            images = sum(insertion.images for insertion in sums)
+            raise type(error)(
+                f"{error}; the sums of {images} images are kept in {checkpoint.folder}: go on with --resume"
+            ) from error
+    if ranks.size > 1:
+        keep()  # another process may end before the sums are together
+
+
+def _reduce(sums: list[Insertion], bad: dict[int, str], ranks: Ranks) -> tuple[dict[int, str], list[int]]:
+    """The sums of all processes, on the first; particles left out, and images in each half, of all."""
+    everyone = ranks.gathered((bad, [insertion.images for insertion in sums]))
+    for insertion in sums:
+        ranks.sum_(insertion.data)
+        ranks.sum_(insertion.weight)
+    together = {index: why for theirs, _ in everyone for index, why in theirs.items()}
+    return together, [sum(images[half] for _, images in everyone) for half in range(2)]
 
 
 class _Weighting:
-    """What is inserted of an image y with transfer function c and noise of variance s2: c y / s2, with weight c^2 / s2."""
+    """What is inserted of an image y with transfer function c, noise of variance s2: c y / s2, of weight c^2 / s2."""
 
-    def __init__(self, variance: Optional[Tensor], groups: Optional[Tensor], premultiplied: bool) -> None:
-        self.variance, self.groups, self.premultiplied = variance, groups, premultiplied
+    def __init__(self, noise_groups: Optional[tuple[Tensor, Tensor]], premultiplied: bool) -> None:
+        self.noise_groups, self.premultiplied = noise_groups, premultiplied
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         data, c = batch.spectra, batch.ctf
@@ -197,71 +229,68 @@ class _Weighting:
         else:
             weight = c.square()
             data = data if self.premultiplied else data * c
-        if self.variance is not None:
+        if self.noise_groups is not None:
             inverse = self._inverse(batch.index, data)
             data, weight = data * inverse, weight * inverse
         return data, weight
 
     def _inverse(self, index: Tensor, like: Tensor) -> Tensor:
         """1 / variance at every frequency, `[n, h, w//2+1]`: linear between shells, constant in the corners."""
-        box = like.shape[-2]
-        radius = radii((box, box))
-        last = self.variance.shape[1] - 1
+        groups, variance = self.noise_groups
+        radius = radii((like.shape[-2],) * 2)
+        last = variance.shape[1] - 1
         below = radius.long().clamp(max=last)
-        above = (below + 1).clamp(max=last)
         part = (radius - below).clamp(0, 1)
-        curve = self.variance[self.groups[index]]
-        return (curve[:, below] * (1 - part) + curve[:, above] * part).reciprocal().to(like.device, like.real.dtype)
+        curve = variance[groups[index]]
+        between = curve[:, below] * (1 - part) + curve[:, (below + 1).clamp(max=last)] * part
+        return between.reciprocal().to(like.device, like.real.dtype)
 
 
-def _finish(
-    halves: list[Insertion],
+def _maps(
+    sums: list[Insertion], counts: list[int], policy: str, inside: Optional[Tensor], seed: int
+) -> tuple[dict[str, Tensor], Optional[Curves]]:
+    """The maps by name, and how the halves agree, if both have images. Nothing can be added to the sums after."""
+    halves = [insertion.map(policy="radial", last=True) for insertion in sums]
+    curves = correlation.compare(*halves, inside, seed) if all(counts) else None
+    whole = sums[0]
+    whole.merge_(sums.pop())
+    if policy != "wiener":
+        density = whole.map(policy=policy)
+    elif curves is None:
+        raise InputError("--policy wiener: expected images in both halves; --policy radial goes without")
+    else:
+        density = whole.map(policy="wiener", snr=whole.signal_to_noise(curves.best))
+    return {"map": density, "half1": halves[0], "half2": halves[1]}, curves
+
+
+def _write(
+    volumes: dict[str, Tensor],
+    curves: Optional[Curves],
     source: Source,
-    policy: str,
-    inside: Optional[Tensor],
-    seed: int,
     paths: dict[str, Path],
     made: dict[str, Any],
-    bad: dict[int, str],
-    seconds: float,
     overwrite: bool,
-) -> dict[str, Any]:
-    box, pixel_size = source.box, source.pixel_size
-    maps = [half.map(policy="radial", last=True) for half in halves]
-    curves = correlation.compare(*maps, inside, seed) if all(half.images for half in halves) else None
-    counts = [half.images for half in halves]
-    whole = halves[0]
-    whole.merge_(halves[1])
-    if policy == "wiener":
-        if curves is None:
-            raise InputError("policy wiener needs images in both halves; --policy radial goes without")
-        density = whole.map(policy="wiener", snr=whole.signal_to_noise(curves.best))
-    else:
-        density = whole.map(policy=policy)
-    made["images"] = {"in_map": whole.images, "left_out": len(bad), "halves": counts}
-    made["left_out_first"] = {str(index): why for index, why in list(sorted(bad.items()))[:20]}
-    made["pixel_size"], made["box"] = pixel_size, box
+) -> None:
+    """All files, or none; `made` gets what the maps tell."""
+    made["pixel_size"], made["box"] = source.pixel_size, source.box
     if curves is not None:
-        made["resolution_angstrom"] = {
-            f"{threshold:g}": correlation.resolution(curves.best, box, pixel_size, threshold) for threshold in THRESHOLDS
-        }
-        made["fsc"] = {
-            name: [round(float(value), 5) for value in curve]
-            for name, curve in curves._asdict().items()
-            if curve is not None
-        }
-    made["seconds"], made["images_per_second"] = round(seconds, 1), round(whole.images / seconds, 1)
+        made.update(curves.facts(source.box, source.pixel_size))
     made["peak_gibibytes"] = round(memory.peak() / memory.GIB, 2)
-    wanted = [name for name in paths if curves is not None or name != "fsc"]
-    with new_files([paths[name] for name in wanted], overwrite) as written:
-        to = dict(zip(wanted, written))
-        for name, volume in {"map": density, "half1": maps[0], "half2": maps[1]}.items():
-            write_map(to[name], volume, pixel_size, record.labels(made))
+    names = [name for name in paths if name != "fsc" or curves is not None]
+    with new_files([paths[name] for name in names], overwrite) as written:
+        to = dict(zip(names, written))
+        for name, volume in volumes.items():
+            write_map(to[name], volume, source.pixel_size, record.labels(made))
         if curves is not None:
-            drawn = {name: curve for name, curve in curves._asdict().items() if curve is not None}
-            plots.draw_fsc(to["fsc"], drawn, box, pixel_size, THRESHOLDS)
+            plots.draw_fsc(to["fsc"], curves, source.box, source.pixel_size)
         record.write(to["json"], made)
-    return made
+
+
+def _summary(made: dict[str, Any], path: Path) -> str:
+    resolutions = made.get("resolution_angstrom", {}).items()
+    found = ", ".join(f"{angstrom:.2f} Å at FSC {threshold}" for threshold, angstrom in resolutions)
+    left_out = f", {made['images']['left_out']} left out" if made["images"]["left_out"] else ""
+    return f"{path}: {made['images']['in_map']} images{left_out}{': ' + found if found else ''}"
 
 
 def _check(oversampling: float, checkpoint_minutes: float) -> None:
@@ -291,7 +320,9 @@ def _read_mask(path: Optional[str], source: Source) -> Optional[Tensor]:
         return None
     mask, _ = read_map(path)
     if mask.shape != (source.box,) * 3:
-        raise InputError(f"{path}: expected a mask of {source.box} pixels along each axis, got {tuple(mask.shape)}")
+        raise InputError(
+            f"{path}: expected a mask of {source.box} pixels along each axis, got {tuple(mask.shape)}"
+        )
     if mask.min() < -1e-3 or mask.max() > 1.001 or not mask.any():
         raise InputError(f"{path}: expected values from 0 to 1, got {mask.min():g} to {mask.max():g}")
     return mask.clamp(0, 1).to(source.device, source.dtype)
@@ -302,23 +333,32 @@ def image_bytes(source: Source) -> int:
     return (16 * source.full**2 + 24 * source.box**2) * (2 if source.dtype == torch.float64 else 1)
 
 
-def _chunk(source: Source) -> int:
+def _piece(source: Source) -> int:
     return int(max(16, min(MOST_IMAGES, BYTES // image_bytes(source))))
 
 
-def memory_needed(source: Source, oversampling: float, double: bool, chunk: int) -> float:
+def _fixed(source: Source, piece: int) -> float:
+    return piece * image_bytes(source) + 0.4 * memory.GIB
+
+
+def memory_needed(source: Source, oversampling: float, piece: int) -> float:
+    """At most, while the maps are made; it does not grow with the number of images."""
     frequencies = (oversampling * source.box) ** 3 / 2
-    return frequencies * 12 * (2 if double else 1) * 7 + chunk * image_bytes(source) + 0.4 * memory.GIB
+    return frequencies * VOLUMES * (24 if source.dtype == torch.float64 else 12) + _fixed(source, piece)
 
 
-def _checkpoint(output: Path, key: str, halves: list[Insertion], resume: bool, ranks: Ranks) -> Checkpoint:
+def _checkpoint(output: Path, key: str, sums: list[Insertion], resume: bool, ranks: Ranks) -> Checkpoint:
     checkpoint = Checkpoint(output, key)
     found = any(ranks.gathered(checkpoint.exists()))
     if resume and found:
-        checkpoint.load(halves, ranks.rank, ranks.size)
+        checkpoint.load(sums, ranks.rank, ranks.size)
     ranks.gathered(None)  # before any of them saves, and so removes
     if found and not resume:
-        raise OutputError(f"{checkpoint.folder} was left by an interrupted run: go on with --resume, or remove it")
+        raise OutputError(
+            f"{checkpoint.folder} was left by an interrupted run: go on with --resume, or remove it"
+        )
     if resume and ranks.first:
-        say(f"going on from {checkpoint.folder}" if found else f"nothing to resume in {checkpoint.folder}: from the start")
+        progress.say(
+            f"going on from {checkpoint.folder}" if found else f"no {checkpoint.folder}: from the start"
+        )
     return checkpoint

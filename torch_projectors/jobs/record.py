@@ -25,7 +25,9 @@ def facts(job: str, device: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "device": device,
         "backend": plugins.serving(torch.device(device)),
         "threads": torch.get_num_threads(),
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in options.items()},
+        "options": {
+            name: str(value) if isinstance(value, Path) else value for name, value in options.items()
+        },
     }
 
 
