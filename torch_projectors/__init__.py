@@ -1,6 +1,6 @@
 """Differentiable projection operators for cryo-EM and tomography."""
 
-from . import conventions, plugins, realspace, rotations
+from . import conventions, plugins, realspace, rotations, symmetry
 from .diagnostics import info
 from .fourier import backward_project, forward_project
 from .plugins import backends, set_backend, use_backend
@@ -19,6 +19,7 @@ __all__ = [
     "realspace",
     "rotations",
     "set_backend",
+    "symmetry",
     "use_backend",
     "verify",
 ]
