@@ -103,7 +103,7 @@ def run(
         source = Source(
             particles, box=box, with_ctf=not no_ctf, skip_bad=skip_bad, device=ranks.device, dtype=dtype
         )
-        operators = symmetry.operators(point_group).to(ranks.device)
+        operators = _operators(point_group).to(ranks.device)
         inside = _read_mask(mask, source)
         halves_of, halves_by = _halves(particles, seed)
         piece = _piece(source)
@@ -298,6 +298,13 @@ def _check(oversampling: float, checkpoint_minutes: float) -> None:
         raise InputError(f"--oversampling: expected 1 to 3, got {oversampling:g}")
     if not checkpoint_minutes > 0:
         raise InputError(f"--checkpoint-minutes: expected a number > 0, got {checkpoint_minutes:g}")
+
+
+def _operators(point_group: str) -> Tensor:
+    try:
+        return symmetry.operators(point_group)
+    except ValueError as error:
+        raise InputError(f"--point-group: {error}") from error
 
 
 def _paths(output: Path) -> dict[str, Path]:
