@@ -22,8 +22,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def add(commands: Any, name: str, function: Callable[..., Any], summary: str, example: str) -> None:
     """A command that calls the function with what is given on the command line.
 
-    Parameters without a default are positional, but for `output`, which is -o; others are options, and flags where
-    they are False by default. Types and choices are those of the annotations.
+    Parameters without a default are positional, or required options where they are keywords only; `output` is -o.
+    Others are options, and flags where they are False by default. Types and choices are those of the annotations.
     """
     doc = inspect.getdoc(function) or ""
     description, texts = _parts(doc)
@@ -41,6 +41,8 @@ def add(commands: Any, name: str, function: Callable[..., Any], summary: str, ex
         required = parameter.default is inspect.Parameter.empty
         if parameter.name == "output":
             parser.add_argument("-o", flag, required=required, **settings)
+        elif required and parameter.kind is parameter.KEYWORD_ONLY:
+            parser.add_argument(flag, required=True, **settings)
         elif required:
             parser.add_argument(parameter.name, **settings)
         else:

@@ -1,4 +1,4 @@
-"""What an interrupted reconstruction keeps: the sums so far, and which pieces of the work are in them."""
+"""What an interrupted job keeps: results so far, and which pieces of the work are in them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import InputError
-from ..insertion import Insertion
 from ..outputs import OutputError
+from .progress import say
+from .ranks import Ranks
 
 
-def fingerprint(star: Path, options: Mapping[str, Any]) -> str:
-    """Of all that the sums depend on."""
+def fingerprint(files: Sequence[Path], options: Mapping[str, Any]) -> str:
+    """Of all that results depend on."""
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
-    with open(star, "rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
+    for path in files:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -31,9 +33,10 @@ class Checkpoint:
     """A folder beside the output, with a file of each process.
 
     Attributes:
-        done: numbers of the pieces that this process's sums hold.
-        elsewhere: those that sums of other processes of an earlier run hold, which another process took over.
+        done: numbers of the pieces that this process's results hold.
+        elsewhere: those that results of an earlier run hold which another process took over.
         bad: particles left out, and why.
+        results: what this process took over, a list of what was given to `save`.
     """
 
     def __init__(self, output: Path, key: str) -> None:
@@ -42,15 +45,34 @@ class Checkpoint:
         self.done: list[int] = []
         self.elsewhere: set[int] = set()
         self.bad: dict[int, str] = {}
+        self.results: list[Any] = []
         # Never the name of an earlier run's file, which another process may still have to take over.
         self._path = self.folder / f"{secrets.token_hex(8)}.pt"
         self._merged: list[Path] = []
 
-    def exists(self) -> bool:
-        return self.folder.is_dir() and any(self.folder.glob("*.pt"))
+    @classmethod
+    def opened(cls, output: Path, key: str, resume: bool, ranks: Ranks) -> Checkpoint:
+        """With what an interrupted run left, to resume that; otherwise there may be nothing left."""
+        checkpoint = cls(output, key)
+        found = any(ranks.gathered(checkpoint.folder.is_dir() and any(checkpoint.folder.glob("*.pt"))))
+        if found and not resume:
+            raise OutputError(
+                f"{checkpoint.folder} was left by an interrupted run: go on with --resume, or remove it"
+            )
+        if resume and ranks.first:
+            say(f"going on from {checkpoint.folder}" if found else f"no {checkpoint.folder}: from the start")
+        if found:
+            checkpoint._load(ranks.rank, ranks.size)
+        ranks.gathered(None)  # before any of them saves, and so removes
+        return checkpoint
 
-    def load(self, halves: list[Insertion], rank: int = 0, size: int = 1) -> None:
-        """Take over this process's share of what the processes of the last run left, more or fewer though they were."""
+    def left(self, pieces: int, ranks: Ranks) -> list[int]:
+        """The numbers of the pieces that this process has to do."""
+        finished = self.elsewhere.union(self.done)
+        return [i for i in range(pieces) if i not in finished][ranks.rank :: ranks.size]
+
+    def _load(self, rank: int, size: int) -> None:
+        """This process's share of what the processes of the last run left, more or fewer though they were."""
         left = [(path, self._read(path)) for path in sorted(self.folder.glob("*.pt"))]
         # Who was stopped between saving and removing left a file that another one contains.
         seen: set[int] = set()
@@ -68,10 +90,7 @@ class Checkpoint:
             self.done += state["done"]
             self.bad.update(state["bad"])
             self._merged.append(path)
-            for half, (data, weight, images) in zip(halves, state["halves"]):
-                half.data += data.to(half.data.device)
-                half.weight += weight.to(half.weight.device)
-                half.images += images
+            self.results.append(state["results"])
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
@@ -80,19 +99,14 @@ class Checkpoint:
             raise InputError(f"{path}: expected what an interrupted run left; {error}") from error
         if state["key"] != self.key:
             raise InputError(
-                f"{self.folder} was left by a run with other options or another STAR file: repeat that command with "
+                f"{self.folder} was left by a run with other options or other files: repeat that command with "
                 "--resume, or remove the folder to begin anew"
             )
         return state
 
-    def save(self, halves: list[Insertion]) -> None:
-        """Replaces what this process saved or took over."""
-        state = {
-            "key": self.key,
-            "done": self.done,
-            "bad": self.bad,
-            "halves": [(half.data.cpu(), half.weight.cpu(), half.images) for half in halves],
-        }
+    def save(self, results: Any) -> None:
+        """Replaces what this process saved or took over. Results: tensors, numbers, and lists of them."""
+        state = {"key": self.key, "done": self.done, "bad": self.bad, "results": results}
         new = self._path.with_suffix(".new")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +116,7 @@ class Checkpoint:
                 path.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:
             new.unlink(missing_ok=True)
-            raise OutputError(f"cannot keep the sums in {self.folder}: {error}") from error
+            raise OutputError(f"cannot keep results in {self.folder}: {error}") from error
         self._merged = []
 
     def remove(self) -> None:

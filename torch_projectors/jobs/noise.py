@@ -14,6 +14,23 @@ IMAGES_OF_A_GROUP = 200
 BATCH = 256
 
 
+class Weights:
+    """Inverse variances at the frequencies of images, by their groups `[P]` and the groups' variances by shell."""
+
+    def __init__(self, groups: Tensor, variance: Tensor) -> None:
+        self.groups, self.variance = groups, variance
+
+    def __call__(self, index: Tensor, like: Tensor) -> Tensor:
+        """Of particles `[n]`, for half spectra `[n, h, w//2+1]`: linear between shells, constant beyond the last."""
+        radius = radii((like.shape[-2],) * 2)
+        last = self.variance.shape[1] - 1
+        below = radius.long().clamp(max=last)
+        part = (radius - below).clamp(0, 1)
+        curve = self.variance[self.groups[index]]
+        between = curve[:, below] * (1 - part) + curve[:, (below + 1).clamp(max=last)] * part
+        return between.reciprocal().to(like.device, like.real.dtype)
+
+
 def by_group(source: Source, groups: Tensor, shown: bool = True) -> Tensor:
     """Variance of a component of an image by shell, `[groups, box//2+1]`, by their mean over all groups and shells.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from ..extras import need
 from .correlation import THRESHOLDS, Curves
@@ -22,4 +25,21 @@ def draw_fsc(path: Path, curves: Curves, box: int, pixel_size: float) -> None:
         xlim=(0, box // 2), ylim=(-0.1, 1.02), xlabel="resolution (Å)", ylabel="Fourier shell correlation"
     )
     axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def draw_refinement(path: Path, told: Mapping[str, Tensor]) -> None:
+    """How far poses moved, and scores before and after, `[P]` each."""
+    figure = need("matplotlib.figure").Figure(figsize=(10, 3.2), layout="constrained")
+    turned, moved, scores = figure.subplots(1, 3)
+    for axes, values, label in (
+        (turned, told["degrees_moved"], "degrees moved"),
+        (moved, told["pixels_moved"], "pixels moved"),
+    ):
+        axes.hist(values.numpy(), bins=60)
+        axes.set(xlabel=label, ylabel="particles")
+    for name in ("score_before", "score_after"):
+        scores.hist(told[name].numpy(), bins=60, alpha=0.6, label=name.partition("_")[2])
+    scores.set(xlabel="correlation with the map", ylabel="particles")
+    scores.legend(frameon=False)
     figure.savefig(path, dpi=150)

@@ -15,6 +15,10 @@ from torch import Tensor
 from ..errors import InputError
 
 
+class RankError(InputError):
+    """Another process is gone."""
+
+
 class Ranks:
     """This process's number among `size`, and what they do together."""
 
@@ -28,15 +32,28 @@ class Ranks:
     def sum_(self, x: Tensor) -> None:
         """In place the sum over all, on the first; on the others x is of no more use."""
         if self.size > 1:
-            dist.reduce(torch.view_as_real(x) if x.is_complex() else x, 0)
+            with _others():
+                dist.reduce(torch.view_as_real(x) if x.is_complex() else x, 0)
 
     def gathered(self, x: Any) -> list[Any]:
         """Of every rank what it gave, on all."""
         if self.size == 1:
             return [x]
         everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, x)
+        with _others():
+            dist.all_gather_object(everyone, x)
         return everyone
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankError(
+            "another process of this job has ended: see its message; what this one did is kept, go on with --resume "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 @contextmanager

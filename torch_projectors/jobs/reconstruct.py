@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import Tensor
@@ -14,13 +13,12 @@ from .. import symmetry
 from ..errors import InputError
 from ..files import Particles, read_map, write_map
 from ..insertion import Insertion
-from ..outputs import OutputError, check_new, new_files
-from ..spectrum import radii
-from . import correlation, interrupts, memory, noise, plots, progress, record
+from ..outputs import check_new, new_files
+from . import correlation, memory, noise, plots, progress, record
 from .batches import Batch, Source
 from .checkpoint import Checkpoint, fingerprint
 from .correlation import Curves
-from .interrupts import Interrupted
+from .pieces import work_through
 from .ranks import Ranks, joined
 
 # Images in flight: as many as the cost of a call does not matter for, and no more than this many bytes.
@@ -92,7 +90,7 @@ def run(
         What the JSON file holds.
     """
     options = {name: value for name, value in locals().items() if name not in ("resume", "overwrite")}
-    _check(oversampling, checkpoint_minutes)
+    _check(oversampling)
     paths = _paths(Path(output))
     start = time.perf_counter()
     with joined(device) as ranks:
@@ -120,22 +118,26 @@ def run(
             for _ in range(2)
         ]
         matter = {name: options[name] for name in MATTER}
-        key = fingerprint(Path(star), {**matter, "box": source.box, "piece": piece})
-        checkpoint = _checkpoint(paths["map"], key, sums, resume, ranks)
-        source.bad.update(checkpoint.bad)
-        noise_groups = None
+        key = fingerprint([Path(star)], {**matter, "box": source.box, "piece": piece})
+        checkpoint = Checkpoint.opened(paths["map"], key, resume, ranks)
+        for earlier in checkpoint.results:
+            for insertion, (data, weight, count) in zip(sums, earlier):
+                insertion.data += data.to(ranks.device)
+                insertion.weight += weight.to(ranks.device)
+                insertion.images += count
+        weights = None
         if noise_by is not None:
             groups, names = particles.groups(noise_by)
             say(f"noise of {len(names)} groups by {noise_by}")
-            noise_groups = groups, noise.by_group(source, groups, ranks.first)
-        weighting = _Weighting(noise_groups, particles.premultiplied())
+            weights = noise.Weights(groups, noise.by_group(source, groups, ranks.first))
+        premultiplied = particles.premultiplied()
         rotations, shifts = particles.poses()
         shifts = shifts * (source.box / source.full)
         # The highest frequency of a cropped image stands for one side alone.
         cutoff = source.box / 2 if source.box == source.full else source.box / 2 - 0.5
 
         def insert(batch: Batch) -> None:
-            data, weight = weighting(batch)
+            data, weight = _weighted(batch, weights, premultiplied)
             for half, insertion in enumerate(sums):
                 chosen = torch.nonzero(halves_of[batch.index] == half).flatten()
                 where = batch.index[chosen]
@@ -143,11 +145,16 @@ def run(
                 pose = rotations[where].to(data.device), shifts[where].to(data.device)
                 insertion.add(data[chosen], weight[chosen], *pose, cutoff, operators=operators)
 
-        pieces = torch.arange(len(particles)).split(piece)
-        inserted = checkpoint.elsewhere.union(checkpoint.done)
-        left = [i for i in range(len(pieces)) if i not in inserted]
-        mine = left[ranks.rank :: ranks.size]
-        _insert_all(mine, pieces, source, insert, sums, checkpoint, checkpoint_minutes, ranks)
+        work_through(
+            "inserting",
+            torch.arange(len(particles)).split(piece),
+            source,
+            insert,
+            lambda: [(insertion.data.cpu(), insertion.weight.cpu(), insertion.images) for insertion in sums],
+            checkpoint,
+            checkpoint_minutes,
+            ranks,
+        )
         seconds = time.perf_counter() - start
         bad, counts = _reduce(sums, source.bad, ranks)
         if not ranks.first:
@@ -164,48 +171,6 @@ def run(
         return made
 
 
-def _insert_all(
-    mine: Sequence[int],
-    pieces: Sequence[Tensor],
-    source: Source,
-    insert: Callable[[Batch], None],
-    sums: list[Insertion],
-    checkpoint: Checkpoint,
-    minutes: float,
-    ranks: Ranks,
-) -> None:
-    """Every piece of this process; what was inserted is kept if anything ends that early."""
-
-    def keep() -> None:
-        checkpoint.bad = source.bad
-        checkpoint.save(sums)
-
-    good = (pieces[i][source.good[pieces[i]]] for i in mine)
-    total = sum(len(pieces[i]) for i in mine)
-    with interrupts.deferred() as stop, progress.bar("inserting", total, shown=ranks.first) as advance:
-        saved = time.monotonic()
-        try:
-            for i, batch in zip(mine, source.batches(good)):
-                insert(batch)
-                checkpoint.done.append(i)
-                advance(len(pieces[i]))
-                if stop.requested:
-                    raise Interrupted("interrupted")
-                if time.monotonic() - saved > 60 * minutes:
-                    keep()
-                    saved = time.monotonic()
-        except (Interrupted, InputError) as error:
-            if not checkpoint.done:
-                raise type(error)(f"{error}; nothing was written") from error
-            keep()
-            images = sum(insertion.images for insertion in sums)
-            raise type(error)(
-                f"{error}; the sums of {images} images are kept in {checkpoint.folder}: go on with --resume"
-            ) from error
-    if ranks.size > 1:
-        keep()  # another process may end before the sums are together
-
-
 def _reduce(sums: list[Insertion], bad: dict[int, str], ranks: Ranks) -> tuple[dict[int, str], list[int]]:
     """The sums of all processes, on the first; particles left out, and images in each half, of all."""
     everyone = ranks.gathered((bad, [insertion.images for insertion in sums]))
@@ -216,34 +181,18 @@ def _reduce(sums: list[Insertion], bad: dict[int, str], ranks: Ranks) -> tuple[d
     return together, [sum(images[half] for _, images in everyone) for half in range(2)]
 
 
-class _Weighting:
+def _weighted(batch: Batch, weights: Optional[noise.Weights], premultiplied: bool) -> tuple[Tensor, Tensor]:
     """What is inserted of an image y with transfer function c, noise of variance s2: c y / s2, of weight c^2 / s2."""
-
-    def __init__(self, noise_groups: Optional[tuple[Tensor, Tensor]], premultiplied: bool) -> None:
-        self.noise_groups, self.premultiplied = noise_groups, premultiplied
-
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        data, c = batch.spectra, batch.ctf
-        if c is None:
-            weight = torch.ones_like(data.real)
-        else:
-            weight = c.square()
-            data = data if self.premultiplied else data * c
-        if self.noise_groups is not None:
-            inverse = self._inverse(batch.index, data)
-            data, weight = data * inverse, weight * inverse
-        return data, weight
-
-    def _inverse(self, index: Tensor, like: Tensor) -> Tensor:
-        """1 / variance at every frequency, `[n, h, w//2+1]`: linear between shells, constant in the corners."""
-        groups, variance = self.noise_groups
-        radius = radii((like.shape[-2],) * 2)
-        last = variance.shape[1] - 1
-        below = radius.long().clamp(max=last)
-        part = (radius - below).clamp(0, 1)
-        curve = variance[groups[index]]
-        between = curve[:, below] * (1 - part) + curve[:, (below + 1).clamp(max=last)] * part
-        return between.reciprocal().to(like.device, like.real.dtype)
+    data, c = batch.spectra, batch.ctf
+    if c is None:
+        weight = torch.ones_like(data.real)
+    else:
+        weight = c.square()
+        data = data if premultiplied else data * c
+    if weights is not None:
+        inverse = weights(batch.index, data)
+        data, weight = data * inverse, weight * inverse
+    return data, weight
 
 
 def _maps(
@@ -293,11 +242,9 @@ def _summary(made: dict[str, Any], path: Path) -> str:
     return f"{path}: {made['images']['in_map']} images{left_out}{': ' + found if found else ''}"
 
 
-def _check(oversampling: float, checkpoint_minutes: float) -> None:
+def _check(oversampling: float) -> None:
     if not 1 <= oversampling <= 3:
         raise InputError(f"--oversampling: expected 1 to 3, got {oversampling:g}")
-    if not checkpoint_minutes > 0:
-        raise InputError(f"--checkpoint-minutes: expected a number > 0, got {checkpoint_minutes:g}")
 
 
 def _operators(point_group: str) -> Tensor:
@@ -352,20 +299,3 @@ def memory_needed(source: Source, oversampling: float, piece: int) -> float:
     """At most, while the maps are made; it does not grow with the number of images."""
     frequencies = (oversampling * source.box) ** 3 / 2
     return frequencies * VOLUMES * (24 if source.dtype == torch.float64 else 12) + _fixed(source, piece)
-
-
-def _checkpoint(output: Path, key: str, sums: list[Insertion], resume: bool, ranks: Ranks) -> Checkpoint:
-    checkpoint = Checkpoint(output, key)
-    found = any(ranks.gathered(checkpoint.exists()))
-    if resume and found:
-        checkpoint.load(sums, ranks.rank, ranks.size)
-    ranks.gathered(None)  # before any of them saves, and so removes
-    if found and not resume:
-        raise OutputError(
-            f"{checkpoint.folder} was left by an interrupted run: go on with --resume, or remove it"
-        )
-    if resume and ranks.first:
-        progress.say(
-            f"going on from {checkpoint.folder}" if found else f"no {checkpoint.folder}: from the start"
-        )
-    return checkpoint

@@ -1,0 +1,62 @@
+"""The work of a job piece by piece: with a bar, saved from time to time, and when it is cut short."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Callable
+
+from torch import Tensor
+
+from ..errors import InputError
+from . import interrupts, progress
+from .batches import Batch, Source
+from .checkpoint import Checkpoint
+from .interrupts import Interrupted
+from .ranks import Ranks
+
+
+def work_through(
+    task: str,
+    pieces: Sequence[Tensor],
+    source: Source,
+    work: Callable[[Batch], None],
+    results: Callable[[], Any],
+    checkpoint: Checkpoint,
+    minutes: float,
+    ranks: Ranks,
+) -> None:
+    """Do what is left of the pieces, indices `[n]` of particles; `results` gives what the checkpoint has to keep."""
+    if not minutes > 0:
+        raise InputError(f"--checkpoint-minutes: expected a number > 0, got {minutes:g}")
+    source.bad.update(checkpoint.bad)
+    mine = checkpoint.left(len(pieces), ranks)
+    good = (pieces[i][source.good[pieces[i]]] for i in mine)
+    total = sum(len(pieces[i]) for i in mine)
+
+    def keep() -> None:
+        checkpoint.bad = source.bad
+        checkpoint.save(results())
+
+    with interrupts.deferred() as stop, progress.bar(task, total, shown=ranks.first) as advance:
+        saved = time.monotonic()
+        try:
+            for i, batch in zip(mine, source.batches(good)):
+                work(batch)
+                checkpoint.done.append(i)
+                advance(len(pieces[i]))
+                if stop.requested:
+                    raise Interrupted("interrupted")
+                if time.monotonic() - saved > 60 * minutes:
+                    keep()
+                    saved = time.monotonic()
+        except (Interrupted, InputError) as error:
+            if not checkpoint.done:
+                raise type(error)(f"{error}; nothing was written") from error
+            keep()
+            count = sum(len(pieces[i]) for i in checkpoint.done)
+            raise type(error)(
+                f"{error}; what came of {count} particles is kept in {checkpoint.folder}: go on with --resume"
+            ) from error
+    if ranks.size > 1:
+        keep()  # another process may end before the results are together
