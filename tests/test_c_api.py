@@ -429,7 +429,7 @@ def test_no_arguments_whatever_crash_it():
                 fields[name] = random.choice(small if kind is ctypes.c_int32 else ints)
         q = Problem(**fields)
         name = random.choice(list(library.FUNCTIONS))
-        some = [a if random.random() < 0.9 else None for a in arrays[2 : 2 + library.FUNCTIONS[name]]]
+        some = [a if random.random() < 0.9 else None for a in arrays[2 : 2 + len(library.FUNCTIONS[name])]]
         if random.random() < 0.05:
             some[0] = some[-1]
         code = run(name, q, *some)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
-import importlib.util
 import itertools
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cuda_on_host
 import pytest
 import torch
 
@@ -23,14 +21,10 @@ from torch_projectors.ops import REFERENCE
 from torch_projectors.plugins import torch_version
 from torch_projectors.spectrum import stored_shape, with_mates_
 
-ROOT = Path(__file__).resolve().parents[1]
-PLUGIN = ROOT / "torch_projectors_cuda"
-COMPILER = next(filter(shutil.which, filter(None, [os.environ.get("CXX"), "c++", "g++", "clang++"])), None)
 DTYPES = [torch.complex64, torch.complex128]
 
 pytestmark = pytest.mark.skipif(
-    COMPILER is None or sys.platform == "win32" or not PLUGIN.is_dir(),
-    reason="expected a C++ compiler, and torch_projectors_cuda beside the tests",
+    not cuda_on_host.POSSIBLE, reason="expected a C++ compiler, and torch_projectors_cuda beside the tests"
 )
 
 # More rows than a block takes, of images and of what is like one.
@@ -42,47 +36,25 @@ LARGE = [
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("cuda_host")
-    flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    defines = {"TORCH_PROJECTORS_HOST": "1", "TORCH_PROJECTORS_VERSION": "0"}
-    defines["TORCH_PROJECTORS_CUDA_ARCHITECTURES"] = "host"
-    folders = [PLUGIN / "csrc", PLUGIN / "include", ROOT / "torch_projectors" / "include"]
-    flags += [f"-D{name}={value}" for name, value in defines.items()] + [f"-I{f}" for f in folders]
-    objects = []
-    for source, scalar in (
-        ("api.cu", None),
-        ("torch_ops.cpp", None),
-        ("kernels.cu", "float"),
-        ("kernels.cu", "double"),
-    ):
-        objects.append(folder / f"{source}.{scalar}.o")
-        define = [f"-DSCALAR={scalar}"] if scalar else []
-        path = PLUGIN / "csrc" / source
-        command = [COMPILER, *flags, *define, "-x", "c++", "-c", path, "-o", objects[-1]]
-        subprocess.run(command, check=True)
-    path = folder / "libtorch_projectors_cuda_host.so"
-    subprocess.run([COMPILER, "-shared", *objects, "-ldl", "-o", path], check=True)
-    return ctypes.CDLL(str(path))
+def path(tmp_path_factory) -> Path:
+    return cuda_on_host.build(tmp_path_factory.mktemp("cuda_host"))
 
 
 @pytest.fixture(scope="module")
-def ops(library):
+def package(path):
+    yield cuda_on_host.package(path)
+    cuda_on_host.forget()
+
+
+@pytest.fixture(scope="module")
+def library(package) -> ctypes.CDLL:
+    return package.library.load()
+
+
+@pytest.fixture(scope="module")
+def ops(package):
     """The ops as older torch has them, on host memory."""
-    package = "torch_projectors_cuda_on_host"
-    source = PLUGIN / "src" / "torch_projectors_cuda"
-    spec = importlib.util.spec_from_file_location(
-        package, source / "__init__.py", submodule_search_locations=[str(source)]
-    )
-    sys.modules[package] = importlib.util.module_from_spec(spec)
-    api = importlib.import_module(f"{package}.library")
-    ops = importlib.import_module(f"{package}.older_torch")
-    host = api.declared(library)
-    api.load = lambda: host
-    ops.DEVICE, ops._stream = "cpu", lambda device: 0
-    yield ops
-    for name in [name for name in sys.modules if name.startswith(package)]:
-        del sys.modules[name]
+    return package.older_torch.KERNELS
 
 
 @pytest.fixture
@@ -173,11 +145,11 @@ else:
 """
 
 
-def test_the_ops_as_torch_calls_them_agree_with_the_reference(library) -> None:
+def test_the_ops_as_torch_calls_them_agree_with_the_reference(path) -> None:
     if torch_version() < (2, 10) or sys.platform != "linux":
         pytest.skip("expected torch 2.10 or later, on Linux")
     result = subprocess.run(
-        [sys.executable, "-c", REGISTERED, library._name],
+        [sys.executable, "-c", REGISTERED, str(path)],
         env={**os.environ, "TORCH_PROJECTORS_DISABLE": "all"},
         capture_output=True,
         text=True,
@@ -336,7 +308,7 @@ def test_strides_leave_what_lies_between_alone(poses: int, deterministically: bo
 
     inputs = [spread(images), spread(weights)]
     outputs = [torch.full((2, size + gap), math.inf, dtype=x.dtype) for x in (volume, weights)]
-    workspace = ops._workspace(images, problem, "backward_workspace", True)
+    workspace = ops.workspace(images, problem, "backward_workspace", True)
     ops.call("backward_project", problem, *(x.data_ptr() for x in (*inputs, *outputs)))
     assert bool(workspace.numel()) == (poses > 2048)
     for found, x in zip(outputs, expected):

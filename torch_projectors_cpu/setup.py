@@ -7,23 +7,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
-from setuptools.command.build_ext import build_ext
-from setuptools.command.build_py import build_py
-from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError, LinkError, PlatformError
 from setuptools.modified import newer_group
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = "torch_projectors_cpu"
 
-# What the core shares: in a checkout it lies beside this directory, in a source distribution there is a copy.
-CHECKOUT = HERE.parent / "torch_projectors"
-CORE = CHECKOUT if (CHECKOUT / "include").is_dir() else HERE / "core"
-VERSION = re.search(r'^VERSION = "(.+)"$', (CORE / "version.py").read_text(), re.MULTILINE)[1]
-if CORE == CHECKOUT:
-    shutil.copyfile(HERE.parent / "LICENSE", HERE / "LICENSE")
+# In a checkout the core lies beside this directory; in a source distribution there is a copy of what it shares.
+CORE = next(c for c in (HERE.parent / "torch_projectors", HERE / "core") if (c / "compiled").is_dir())
+sys.path.insert(0, str(CORE / "compiled"))
+import building  # noqa: E402
 
 UNIX = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp-simd -fno-math-errno -fno-trapping-math"
 WARNINGS = "-Wall -Wextra -Wno-psabi"
@@ -47,14 +40,7 @@ ADVICE = (
 )
 
 
-class BuildLibrary(build_ext):
-    def get_ext_filename(self, name):
-        prefix, suffix = {"win32": ("", ".dll"), "darwin": ("lib", ".dylib")}.get(
-            sys.platform, ("lib", ".so")
-        )
-        *packages, name = name.split(".")
-        return os.path.join(*packages, prefix + name + suffix)
-
+class BuildLibrary(building.BuildLibrary):
     def build_extension(self, extension):
         try:
             self._build(extension)
@@ -71,7 +57,7 @@ class BuildLibrary(build_ext):
             self._own_flags()
         x86 = re.search("(x86_64|amd64)$", self.plat_name.replace("-", "_"))
         levels = X86 if x86 else ANY
-        defines = [("TORCH_PROJECTORS_VERSION", VERSION)]
+        defines = [("TORCH_PROJECTORS_VERSION", building.VERSION)]
         defines += [(f"TORCH_PROJECTORS_{level.upper()}", "1") for level in levels if level != "baseline"]
         # (source, level, macros, flags)
         always = levels["baseline"][microsoft]
@@ -111,8 +97,7 @@ class BuildLibrary(build_ext):
             arguments += [*os.environ.get("CPPFLAGS", "").split(), *os.environ.get("CXXFLAGS", "").split()]
         sources, folder = [os.path.join("csrc", source)], os.path.join(self.build_temp, level)
         built = self.compiler.object_filenames(sources, output_dir=folder)
-        headers = [*HERE.glob("csrc/*.h"), *HERE.glob("include/*.h"), *CORE.glob("include/*/*.h")]
-        if not self.force and not newer_group([__file__, *sources, *map(str, headers)], built[0]):
+        if not self.force and not newer_group([__file__, *sources, *building.headers(HERE)], built[0]):
             return built[0]
         self.compiler.compile(
             sources,
@@ -130,14 +115,11 @@ class BuildLibrary(build_ext):
         elif self.compiler.compiler_type == "msvc":
             arguments = [f"/IMPLIB:{library.with_suffix('.lib')}"]
         elif self.compiler.compiler_type == "unix":
-            # Inline functions compiled for newer processors must not serve anyone else in the process.
-            exports = Path(self.build_temp, "exports.map")
-            exports.write_text(f"{{ global: {PACKAGE}_*; local: *; }};\n")
             arguments = [
                 "-pthread",
                 "-ldl",
                 f"-Wl,-soname,{library.name}",
-                f"-Wl,--version-script={exports}",
+                f"-Wl,{self.version_script(PACKAGE)}",
             ]
             if not re.search(r"(^| )-g", os.environ.get("CXXFLAGS", "")):
                 arguments.append("-Wl,-s")
@@ -145,44 +127,5 @@ class BuildLibrary(build_ext):
         self.compiler.link_shared_object(objects, str(library), extra_postargs=arguments, target_lang="c++")
 
 
-class BuildPackage(build_py):
-    def run(self):
-        super().run()
-        if not self.editable_mode:  # there the header is used where it is
-            for header in Path("include").iterdir():
-                self.copy_file(str(header), self._place(header))
-
-    def get_outputs(self, include_bytecode=1):
-        own = [] if self.editable_mode else [self._place(header) for header in Path("include").iterdir()]
-        return [*super().get_outputs(include_bytecode), *own]
-
-    def _place(self, header):
-        folder = Path(self.build_lib, PACKAGE, "include")
-        folder.mkdir(parents=True, exist_ok=True)
-        return str(folder / header.name)
-
-
-class SourceWithCore(sdist):
-    def make_release_tree(self, base_dir, files):
-        super().make_release_tree(base_dir, files)
-        core = Path(base_dir, "core")
-        shutil.copytree(CORE / "include", core / "include", dirs_exist_ok=True)
-        shutil.copyfile(CORE / "version.py", core / "version.py")
-
-
-class AnyPythonWheel(bdist_wheel):
-    def get_tag(self):
-        return "py3", "none", super().get_tag()[2]
-
-
-setup(
-    version=VERSION,
-    # Its sources are named in BuildLibrary.
-    ext_modules=[Extension(f"{PACKAGE}.{PACKAGE}", [])],
-    cmdclass={
-        "bdist_wheel": AnyPythonWheel,
-        "build_ext": BuildLibrary,
-        "build_py": BuildPackage,
-        "sdist": SourceWithCore,
-    },
-)
+if __name__ == "__main__":
+    building.run(HERE, PACKAGE, BuildLibrary)

@@ -8,22 +8,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
-from setuptools.command.build_ext import build_ext
-from setuptools.command.build_py import build_py
-from setuptools.command.sdist import sdist
 from setuptools.modified import newer_group
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = "torch_projectors_cuda"
 
-# What the core shares: in a checkout it lies beside this directory, in a source distribution there is a copy.
-CHECKOUT = HERE.parent / "torch_projectors"
-CORE = CHECKOUT if (CHECKOUT / "include").is_dir() else HERE / "core"
-VERSION = re.search(r'^VERSION = "(.+)"$', (CORE / "version.py").read_text(), re.MULTILINE)[1]
-if CORE == CHECKOUT:
-    shutil.copyfile(HERE.parent / "LICENSE", HERE / "LICENSE")
+# In a checkout the core lies beside this directory; in a source distribution there is a copy of what it shares.
+CORE = next(c for c in (HERE.parent / "torch_projectors", HERE / "core") if (c / "compiled").is_dir())
+sys.path.insert(0, str(CORE / "compiled"))
+import building  # noqa: E402
 
 # Machine code for these, as far as nvcc knows them, and PTX of the last one for what comes later.
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -75,12 +68,7 @@ def code_flags(chosen):
     return flags
 
 
-class BuildLibrary(build_ext):
-    def get_ext_filename(self, name):
-        prefix, suffix = ("", ".dll") if WINDOWS else ("lib", ".so")
-        *packages, name = name.split(".")
-        return os.path.join(*packages, prefix + name + suffix)
-
+class BuildLibrary(building.BuildLibrary):
     def build_extension(self, extension):
         nvcc = find_nvcc()
         chosen = architectures(nvcc)
@@ -89,7 +77,7 @@ class BuildLibrary(build_ext):
         if os.environ.get("TORCH_PROJECTORS_WERROR") == "1":
             common += ["-Werror=all-warnings", "-Xcompiler", "/WX" if WINDOWS else "-Werror"]
         device = code_flags(chosen)
-        about = [f"-DTORCH_PROJECTORS_VERSION={VERSION}"]
+        about = [f"-DTORCH_PROJECTORS_VERSION={building.VERSION}"]
         about += [f"-DTORCH_PROJECTORS_CUDA_ARCHITECTURES={' '.join(chosen)}"]
         jobs = [
             ("kernels.cu", "float", ["-DSCALAR=float", *device]),
@@ -103,9 +91,7 @@ class BuildLibrary(build_ext):
         library.parent.mkdir(parents=True, exist_ok=True)
         link = [nvcc, "-shared", "-cudart", "static", *device, *objects, "-o", str(library)]
         if not WINDOWS:
-            exports = Path(self.build_temp, "exports.map")
-            exports.write_text(f"{{ global: {PACKAGE}_*; local: *; }};\n")
-            for option in (f"-soname={library.name}", f"--version-script={exports}", "-s"):
+            for option in (f"-soname={library.name}", self.version_script(PACKAGE), "-s"):
                 link += ["-Xlinker", option]
         self._run(link)
 
@@ -118,8 +104,7 @@ class BuildLibrary(build_ext):
         # What it was built by, beside it: architectures change from call to call.
         record = Path(f"{built}.txt")
         same = record.exists() and record.read_text() == "\n".join(command)
-        headers = [*HERE.glob("csrc/*.h"), *HERE.glob("include/*.h"), *CORE.glob("include/*/*.h")]
-        if self.force or not same or newer_group([__file__, path, *map(str, headers)], built):
+        if self.force or not same or newer_group([__file__, path, *building.headers(HERE)], built):
             self._run(command)
             record.write_text("\n".join(command))
         return built
@@ -132,45 +117,5 @@ class BuildLibrary(build_ext):
             raise SystemExit(ADVICE.format("nvcc failed, as said above")) from None
 
 
-class BuildPackage(build_py):
-    def run(self):
-        super().run()
-        if not self.editable_mode:  # there the header is used where it is
-            for header in Path("include").iterdir():
-                self.copy_file(str(header), self._place(header))
-
-    def get_outputs(self, include_bytecode=1):
-        own = [] if self.editable_mode else [self._place(header) for header in Path("include").iterdir()]
-        return [*super().get_outputs(include_bytecode), *own]
-
-    def _place(self, header):
-        folder = Path(self.build_lib, PACKAGE, "include")
-        folder.mkdir(parents=True, exist_ok=True)
-        return str(folder / header.name)
-
-
-class SourceWithCore(sdist):
-    def make_release_tree(self, base_dir, files):
-        super().make_release_tree(base_dir, files)
-        core = Path(base_dir, "core")
-        shutil.copytree(CORE / "include", core / "include", dirs_exist_ok=True)
-        shutil.copyfile(CORE / "version.py", core / "version.py")
-
-
-class AnyPythonWheel(bdist_wheel):
-    def get_tag(self):
-        return "py3", "none", super().get_tag()[2]
-
-
 if __name__ == "__main__":
-    setup(
-        version=VERSION,
-        # Its sources are named in BuildLibrary.
-        ext_modules=[Extension(f"{PACKAGE}.{PACKAGE}", [])],
-        cmdclass={
-            "bdist_wheel": AnyPythonWheel,
-            "build_ext": BuildLibrary,
-            "build_py": BuildPackage,
-            "sdist": SourceWithCore,
-        },
-    )
+    building.run(HERE, PACKAGE, BuildLibrary)

@@ -1,29 +1,21 @@
 // The C API: arguments are checked, every one, before any work, and handed to the best kernels for the processor.
 #include <atomic>
-#include <cmath>
-#include <cstdarg>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <limits>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 #include "problem.h"
-#include "torch_projectors/checked.h"
+#include "torch_projectors/call.h"
 #include "torch_projectors_cpu.h"
 
 #if defined(_MSC_VER) && defined(_M_X64)
 #include <intrin.h>
 #endif
-
-#define TEXT_OF(x) #x
-#define TEXT(x) TEXT_OF(x)
 
 namespace torch_projectors {
 
@@ -41,42 +33,9 @@ Kernels kernels();
 }
 #endif
 
-namespace {
-
-// Without allocation, so that it can tell of a lack of memory.
-thread_local char message[1024] = "";
-
-}  // namespace
-
-void refuse(const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(message, sizeof(message), format, arguments);
-  va_end(arguments);
-  throw Refused();
-}
-
 int32_t failure() {
-  const auto say = [](const char* text) { std::snprintf(message, sizeof(message), "%s", text); };
-  try {
-    throw;
-  } catch (const Refused&) {
-    return TORCH_PROJECTORS_INVALID;
-  } catch (const std::bad_alloc&) {
-    say("out of memory");
-    return TORCH_PROJECTORS_MEMORY;
-  } catch (const std::length_error&) {
-    say("out of memory: more would be needed than can be addressed");
-    return TORCH_PROJECTORS_MEMORY;
-  } catch (const std::exception& error) {
-    say(error.what());
-  } catch (...) {
-    say("an exception of unknown type");
-  }
-  return TORCH_PROJECTORS_FAILED;
+  return failure_beside([]() -> int32_t { throw; });
 }
-
-void begin_call() { message[0] = 0; }
 
 namespace {
 
@@ -223,179 +182,37 @@ void run_on_team(void* pool, int64_t n, torch_projectors_body work, void* contex
   if (body.covered != n) throw std::runtime_error("the runner did not cover the whole range once");
 }
 
-// Arguments.
+// Arguments, and who works on them.
 
-constexpr int64_t kLongestAxis = int64_t(1) << 30;
+static_assert(kInvalid == TORCH_PROJECTORS_INVALID && kOutOfMemory == TORCH_PROJECTORS_MEMORY &&
+                  kFailed == TORCH_PROJECTORS_FAILED && kFloat32 == TORCH_PROJECTORS_FLOAT32 &&
+                  kFloat64 == TORCH_PROJECTORS_FLOAT64 && Nearest::code == TORCH_PROJECTORS_NEAREST &&
+                  Linear::code == TORCH_PROJECTORS_LINEAR && Cubic::code == TORCH_PROJECTORS_CUBIC,
+              "what all backends share");
 
-// What two axes of strides and a block of contiguous entries span.
-struct Layout {
-  int64_t counts[2], strides[2], entries;
-
-  bool empty() const { return counts[0] == 0 || counts[1] == 0 || entries == 0; }
-
-  int64_t span() const {
-    return plus(plus(times(counts[0] - 1, strides[0]), times(counts[1] - 1, strides[1])), entries);
-  }
-
-  bool overlaps_itself() const {
-    int64_t reach = entries;
-    const int inner = strides[0] < strides[1] ? 0 : 1;
-    for (const int axis : {inner, 1 - inner}) {
-      if (counts[axis] <= 1) continue;
-      if (strides[axis] < reach) return true;
-      reach = plus(times(counts[axis] - 1, strides[axis]), reach);
-    }
-    return false;
-  }
-};
-
-struct Array {
-  const char* name;
-  uintptr_t begin, end;
-  bool output;
-};
-
-struct Call {
-  Problem problem;
-  Scalar scalar;
-  bool real;
-  bool any;  // image at all
-  Layout volumes, images, rotations, shifts;
+struct CpuCall : Call<torch_projectors_problem, Problem, false> {
   Team team;
   Parallel parallel;
-  int64_t number_size;
-  Array arrays[8];
-  int array_count;
 
-  explicit Call(const torch_projectors_problem* q) {
-    if (q == nullptr) refuse("problem: expected a pointer, got NULL");
-    if (q->size != int32_t(sizeof(torch_projectors_problem)))
-      refuse("size: expected %d, as in this version of the library, got %d", int(sizeof(torch_projectors_problem)),
-             int(q->size));
-    if (q->scalar != TORCH_PROJECTORS_FLOAT32 && q->scalar != TORCH_PROJECTORS_FLOAT64)
-      refuse("scalar: expected 0 (float) or 1 (double), got %d", int(q->scalar));
-    if (q->real != 0 && q->real != 1) refuse("real: expected 0 or 1, got %d", int(q->real));
-    if (q->pairs_once != 0 && q->pairs_once != 1) refuse("pairs_once: expected 0 or 1, got %d", int(q->pairs_once));
-    if (q->interpolation != TORCH_PROJECTORS_NEAREST && q->interpolation != TORCH_PROJECTORS_LINEAR &&
-        q->interpolation != TORCH_PROJECTORS_CUBIC)
-      refuse("interpolation: expected 0 (nearest), 1 (linear) or 3 (cubic), got %d", int(q->interpolation));
-    const int v = q->volume_dims, i = q->image_dims;
-    if (!((v == 2 && i == 2) || (v == 3 && i == 2) || (v == 3 && i == 3)))
-      refuse("volume_dims, image_dims: expected 2 and 2, 3 and 2, or 3 and 3, got %d and %d", v, i);
-    if (!(q->oversampling > 0) || std::isinf(q->oversampling))
-      refuse("oversampling: expected a finite number > 0, got %g", q->oversampling);
-    if (!(q->cutoff >= 0)) refuse("cutoff: expected a number >= 0, got %g", q->cutoff);
-    if (q->batch < 0) refuse("batch: expected a number >= 0, got %lld", static_cast<long long>(q->batch));
-    if (q->poses < 0) refuse("poses: expected a number >= 0, got %lld", static_cast<long long>(q->poses));
+  explicit CpuCall(const torch_projectors_problem* q) : Call(q) {
     if (q->threads < 0) refuse("threads: expected a number >= 0, got %d", int(q->threads));
-    if (q->real == 1 && q->shifts != nullptr) refuse("shifts: expected NULL with real data, got a pointer");
-
-    problem.volume_dims = v;
-    problem.image_dims = i;
-    problem.interpolation = q->interpolation;
-    problem.oversampling = q->oversampling;
-    problem.cutoff = q->cutoff;
-    problem.pairs_once = q->pairs_once == 1;
-    problem.batch = q->batch;
-    problem.poses = q->poses;
-    problem.rotations = q->rotations;
-    problem.shifts = q->shifts;
-    const int64_t volume_size = shape("volume_shape", q->volume_shape, v, problem.volume_shape);
-    const int64_t image_size = shape("image_shape", q->image_shape, i, problem.image_shape);
     // Kernels place entries within a plane by 32-bit numbers.
     if (times(problem.volume_shape[0] / 2 + 1, problem.volume_shape[1]) > std::numeric_limits<int32_t>::max())
       refuse("volume_shape: expected planes of less than 2^31 entries, got %lld x %lld points",
              static_cast<long long>(problem.volume_shape[1]), static_cast<long long>(problem.volume_shape[0]));
-    if (times(times(q->batch, q->poses), image_size) > kMost / 8)
-      refuse("batch, poses: expected less than 2^60 samples, got %lld x %lld images of %lld",
-             static_cast<long long>(q->batch), static_cast<long long>(q->poses), static_cast<long long>(image_size));
 
-    for (int a = 0; a < 2; ++a) {
-      problem.rotation_strides[a] = q->rotation_strides[a];
-      problem.shift_strides[a] = q->shift_strides[a];
-      problem.image_strides[a] = q->image_strides[a];
-    }
-    problem.volume_stride = q->volume_stride;
-    volumes = {{q->batch, 1}, {q->volume_stride, 0}, volume_size};
-    images = {{q->batch, q->poses}, {q->image_strides[0], q->image_strides[1]}, image_size};
-    rotations = {{q->batch, q->poses}, {q->rotation_strides[0], q->rotation_strides[1]}, int64_t(v) * v};
-    shifts = {{q->batch, q->poses}, {q->shift_strides[0], q->shift_strides[1]}, i};
-
-    scalar = q->scalar == TORCH_PROJECTORS_FLOAT32 ? Scalar::float32 : Scalar::float64;
-    real = q->real == 1;
-    any = q->batch > 0 && q->poses > 0;
-    number_size = scalar == Scalar::float32 ? 4 : 8;
-    array_count = 0;
-    add("rotations", q->rotations, rotations, false, true);
-    if (q->shifts != nullptr) add("shifts", q->shifts, shifts, false, true);
-
-    const int taps[] = {1, v == 3 ? 8 : 4, 0, v == 3 ? 64 : 16};
+    const int v = q->volume_dims, taps[] = {1, v == 3 ? 8 : 4, 0, v == 3 ? 64 : 16};
     team.runner = q->runner;
     team.pool = q->pool;
     team.threads = q->threads;
-    team.work = double(q->batch) * double(q->poses) * double(image_size) * (5 + taps[q->interpolation] / 2.0);
+    team.work = double(q->batch) * double(q->poses) * double(images.entries) * (5 + taps[q->interpolation] / 2.0);
     parallel = {run_on_team, &team};
   }
 
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
-
-  // An array of complex numbers, unless the data are real or it is `of_reals`.
-  void add(const char* name, const void* data, const Layout& layout, bool output, bool of_reals) {
-    for (int axis = 0; axis < 2; ++axis)
-      if (layout.strides[axis] < 0)
-        refuse("%s: expected strides >= 0, got %lld", name, static_cast<long long>(layout.strides[axis]));
-    if (layout.empty()) return;
-    if (data == nullptr) refuse("%s: expected a pointer, got NULL", name);
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
-    if (begin % uintptr_t(number_size) != 0)
-      refuse("%s: expected an address that is a multiple of %d", name, int(number_size));
-    const int64_t bytes = times(layout.span(), of_reals || real ? number_size : 2 * number_size);
-    if (bytes == kMost || uint64_t(bytes) > uint64_t(std::numeric_limits<uintptr_t>::max() - begin))
-      refuse("%s: expected strides within memory, got %lld and %lld for %lld x %lld blocks", name,
-             static_cast<long long>(layout.strides[0]), static_cast<long long>(layout.strides[1]),
-             static_cast<long long>(layout.counts[0]), static_cast<long long>(layout.counts[1]));
-    if (output && layout.overlaps_itself())
-      refuse("%s: expected strides that keep its %lld x %lld blocks of %lld entries apart, got %lld and %lld", name,
-             static_cast<long long>(layout.counts[0]), static_cast<long long>(layout.counts[1]),
-             static_cast<long long>(layout.entries), static_cast<long long>(layout.strides[0]),
-             static_cast<long long>(layout.strides[1]));
-    const Array array{name, begin, begin + uintptr_t(bytes), output};
-    for (int a = 0; a < array_count; ++a)
-      if ((output || arrays[a].output) && array.begin < arrays[a].end && arrays[a].begin < array.end)
-        refuse("%s: expected memory that no other array is in, got some of %s", name, arrays[a].name);
-    arrays[array_count++] = array;
-  }
-
-  // As the kernels have it, x first. Returns how many entries are stored.
-  static int64_t shape(const char* name, const int64_t* from, int dims, int64_t (&to)[3]) {
-    int64_t size = 1;
-    for (int a = 0; a < dims; ++a) {
-      const int64_t n = from[dims - 1 - a];
-      if (n < 1 || n > kLongestAxis)
-        refuse("%s: expected from 1 to 2^30 points, got %lld", name, static_cast<long long>(n));
-      to[a] = n;
-      size = times(size, a == 0 ? n / 2 + 1 : n);
-    }
-    for (int a = dims; a < 3; ++a) to[a] = 1;
-    return size;
-  }
-
   void zero(void* data, const Layout& layout, bool of_reals) const {
-    if (data == nullptr || layout.empty()) return;
-    const size_t size = size_t(of_reals || real ? number_size : 2 * number_size);
-    for (int64_t i = 0; i < layout.counts[0]; ++i)
-      for (int64_t j = 0; j < layout.counts[1]; ++j)
-        std::memset(static_cast<char*>(data) + size_t(i * layout.strides[0] + j * layout.strides[1]) * size, 0,
-                    size_t(layout.entries) * size);
+    Call::zero(data, layout, of_reals, [](void* from, int64_t bytes) { std::memset(from, 0, size_t(bytes)); });
   }
 };
-
-// Gradients of what a batch shares are summed over it.
-Layout summed(Layout layout) {
-  if (layout.strides[0] == 0) layout.counts[0] = 1;
-  return layout;
-}
 
 }  // namespace
 }  // namespace torch_projectors
@@ -405,9 +222,8 @@ using namespace torch_projectors;
 int32_t torch_projectors_cpu_forward_project(const torch_projectors_problem* problem, const void* volume,
                                              void* images) {
   return guarded([&] {
-    Call call(problem);
-    if (call.any) call.add("volume", volume, call.volumes, false, false);
-    call.add("images", images, call.images, true, false);
+    CpuCall call(problem);
+    call.forward_project(volume, images);
     if (call.any) kernels().project(call.problem, call.scalar, call.real, volume, images, call.parallel);
   });
 }
@@ -415,13 +231,8 @@ int32_t torch_projectors_cpu_forward_project(const torch_projectors_problem* pro
 int32_t torch_projectors_cpu_backward_project(const torch_projectors_problem* problem, const void* images,
                                               const void* weights, void* volume, void* weight_volume) {
   return guarded([&] {
-    Call call(problem);
-    call.add("images", images, call.images, false, false);
-    if (weight_volume != nullptr) call.add("weights", weights, call.images, false, true);
-    if (weight_volume == nullptr && weights != nullptr)
-      refuse("weight_volume: expected a pointer with weights, got NULL");
-    call.add("volume", volume, call.volumes, true, false);
-    if (weight_volume != nullptr) call.add("weight_volume", weight_volume, call.volumes, true, true);
+    CpuCall call(problem);
+    call.backward_project(images, weights, volume, weight_volume);
     if (call.any) {
       kernels().backproject(call.problem, call.scalar, call.real, images, weights, volume, weight_volume,
                             call.parallel);
@@ -436,37 +247,27 @@ int32_t torch_projectors_cpu_project_gradients(const torch_projectors_problem* p
                                                const void* images, void* grad_volume, void* grad_images,
                                                void* grad_rotations, void* grad_shifts) {
   return guarded([&] {
-    Call call(problem);
-    const bool reads_volume = grad_images != nullptr || grad_rotations != nullptr || grad_shifts != nullptr;
-    if (grad_shifts != nullptr && call.problem.shifts == nullptr)
-      refuse("grad_shifts: expected NULL without shifts, got a pointer");
-    const Layout rotations = summed(call.rotations), shifts = summed(call.shifts);
-    if (call.any && reads_volume) call.add("volume", volume, call.volumes, false, false);
-    if (grad_volume != nullptr || reads_volume) call.add("images", images, call.images, false, false);
-    if (grad_volume != nullptr) call.add("grad_volume", grad_volume, call.volumes, true, false);
-    if (grad_images != nullptr) call.add("grad_images", grad_images, call.images, true, false);
-    if (grad_rotations != nullptr) call.add("grad_rotations", grad_rotations, rotations, true, true);
-    if (grad_shifts != nullptr) call.add("grad_shifts", grad_shifts, shifts, true, true);
+    CpuCall call(problem);
+    call.project_gradients(volume, images, grad_volume, grad_images, grad_rotations, grad_shifts);
     if (call.any) {
       const Kernels& k = kernels();
-      if (reads_volume)
+      if (grad_images != nullptr || grad_rotations != nullptr || grad_shifts != nullptr)
         k.gradients(call.problem, call.scalar, call.real, volume, images, grad_images, grad_rotations, grad_shifts,
                     call.parallel);
       if (grad_volume != nullptr)
         k.backproject(call.problem, call.scalar, call.real, images, nullptr, grad_volume, nullptr, call.parallel);
     } else {
       call.zero(grad_volume, call.volumes, false);
-      call.zero(grad_rotations, rotations, true);
-      call.zero(grad_shifts, shifts, true);
+      call.zero(grad_rotations, call.grad_rotations, true);
+      call.zero(grad_shifts, call.grad_shifts, true);
     }
   });
 }
 
 int32_t torch_projectors_cpu_add_mates(const torch_projectors_problem* problem, void* volume, void* weight_volume) {
   return guarded([&] {
-    Call call(problem);
-    call.add("volume", volume, call.volumes, true, false);
-    if (weight_volume != nullptr) call.add("weight_volume", weight_volume, call.volumes, true, true);
+    CpuCall call(problem);
+    call.add_mates(volume, weight_volume);
     const Problem& q = call.problem;
     call.team.work = double(q.batch) * double(q.volume_shape[1]) * double(q.volume_shape[2]) * 10;  // cache misses
     if (!call.volumes.empty()) kernels().add_mates(q, call.scalar, call.real, volume, weight_volume, call.parallel);
@@ -475,14 +276,13 @@ int32_t torch_projectors_cpu_add_mates(const torch_projectors_problem* problem, 
 
 int32_t torch_projectors_cpu_gather_roof(const torch_projectors_problem* problem, const void* volume, void* images) {
   return guarded([&] {
-    Call call(problem);
+    CpuCall call(problem);
     if (call.problem.volume_dims != 3 || call.problem.image_dims != 2 || call.real)
       refuse("volume_dims, image_dims, real: expected 3, 2 and 0, got %d, %d and %d", call.problem.volume_dims,
              call.problem.image_dims, int(call.real));
     for (const int64_t n : call.problem.volume_shape)
       if (n < 2) refuse("volume_shape: expected axes of at least 2 points, got one of %lld", static_cast<long long>(n));
-    if (call.any) call.add("volume", volume, call.volumes, false, false);
-    call.add("images", images, call.images, true, false);
+    call.forward_project(volume, images);
     if (call.any) kernels().roof(call.problem, call.scalar, volume, images, call.parallel);
   });
 }

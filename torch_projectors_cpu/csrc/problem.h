@@ -1,22 +1,11 @@
-// What an operation is, beside its arrays.
+// An operation, the threads that it has, and the kernels.
 #pragma once
 
-#include <cstdint>
+#include "torch_projectors/operation.h"
 
 namespace torch_projectors {
 
-// Shapes are real-space shapes, x first. Strides count entries: from volume to volume, and from pose to pose.
-struct Problem {
-  int volume_dims, image_dims, interpolation;
-  int64_t volume_shape[3], image_shape[3];
-  double oversampling, cutoff;
-  bool pairs_once;  // images count each Friedel pair once: entries of columns that hold both of its members count half
-  int64_t batch, poses;
-  const void* rotations;
-  const void* shifts;  // or null
-  int64_t rotation_strides[2], shift_strides[2], image_strides[2];  // the first is 0 where a batch shares them
-  int64_t volume_stride;
-};
+using Problem = Operation;
 
 // Calls body(begin, end) on ranges that cover 0..n, at once on several threads.
 struct Parallel {
@@ -31,8 +20,6 @@ struct Parallel {
         const_cast<Body*>(&body));
   }
 };
-
-enum class Scalar { float32, float64 };
 
 // The kernels, compiled once for every level of vector instructions. `real` data are weights in place of complex
 // numbers. All of every output is written; nothing in it is read before.

@@ -1,31 +1,18 @@
-// What an operation is, beside its arrays.
+// An operation, the stream that it is put on, and the kernels.
 #pragma once
 
-#include <cstdint>
-
 #include "launch.h"
+#include "torch_projectors/operation.h"
 
 namespace torch_projectors {
 
-// Shapes are real-space shapes, x first. Strides count entries: from volume to volume, and from pose to pose.
-struct Problem {
-  int volume_dims, image_dims, interpolation;
-  int64_t volume_shape[3], image_shape[3];
-  double oversampling, cutoff;
-  bool pairs_once;  // images count each Friedel pair once: entries of columns that hold both of its members count half
-  int64_t batch, poses;
-  const void* rotations;
-  const void* shifts;  // or null
-  int64_t rotation_strides[2], shift_strides[2], image_strides[2];  // the first is 0 where a batch shares them
-  int64_t volume_stride;
+struct Problem : Operation {
   bool deterministic;  // sums of the same order in every run
   Stream stream;
 };
 
 // Images are added to a volume so many at a time, of float numbers: a sum of few, and then a sum of sums, loses less.
 constexpr int64_t kPosesAtOnce = 2048;
-
-enum class Scalar { float32, float64 };
 
 // The kernels, of either scalar. `real` data are weights in place of complex numbers. All of every output is written;
 // nothing in it is read before, but where something is added. Nothing waits for the device.

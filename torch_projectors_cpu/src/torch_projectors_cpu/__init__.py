@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from .library import library_path, version
+from .library import include_path, library_path, version
 
 __all__ = ["__version__", "include_path", "library_path"]
-
-
-def include_path() -> Path:
-    """The directory of torch_projectors_cpu.h."""
-    package = Path(__file__).resolve().parent
-    installed = package / "include"
-    return installed if installed.is_dir() else package.parents[1] / "include"
 
 
 def __getattr__(name: str) -> str:

@@ -13,19 +13,14 @@ hookimpl = pluggy.HookimplMarker("torch_projectors")
 
 @hookimpl
 def torch_projectors_backend() -> dict[str, Any]:
-    return {
-        "abi": library.load().torch_projectors_cpu_abi(),
-        "version": library.version(),
-        "device": "cpu",
-    }
+    return library.LIBRARY.backend("cpu")
 
 
 @hookimpl
 def torch_projectors_register(torch_version: tuple[int, int]) -> None:
     library.level()  # raises if it cannot be had
-    if torch_version < (2, 10):  # it has no interface that stays the same from release to release
-        from . import older_torch
+    from torch_projectors import compiled
 
-        older_torch.register()
-    elif library.load().torch_projectors_cpu_register(0):
-        raise RuntimeError(library.message())
+    from . import older_torch
+
+    compiled.register(library, torch_version, older_torch.register)

@@ -13,11 +13,7 @@ hookimpl = pluggy.HookimplMarker("torch_projectors")
 
 @hookimpl
 def torch_projectors_backend() -> dict[str, Any]:
-    return {
-        "abi": library.load().torch_projectors_cuda_abi(),
-        "version": library.version(),
-        "device": "cuda",
-    }
+    return library.LIBRARY.backend("cuda")
 
 
 @hookimpl
@@ -29,9 +25,8 @@ def torch_projectors_register(torch_version: tuple[int, int]) -> None:
         raise RuntimeError(
             f"torch {torch.__version__} was built without CUDA; install one that was (pytorch.org/get-started)"
         )
-    if torch_version < (2, 10):  # it has no interface that stays the same from release to release
-        from . import older_torch
+    from torch_projectors import compiled
 
-        older_torch.register()
-    elif library.load().torch_projectors_cuda_register(0):
-        raise RuntimeError(library.message())
+    from . import older_torch
+
+    compiled.register(library, torch_version, older_torch.register)

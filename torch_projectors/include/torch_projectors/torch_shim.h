@@ -4,7 +4,18 @@
 
 #include <cstdint>
 #include <cstring>
-#include <utility>
+#include <string>
+
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#endif
+#if defined(__APPLE__)
+#include <mach-o/dyld.h>
+#endif
 
 namespace torch_projectors {
 
@@ -34,6 +45,8 @@ using BoxedKernel = void (*)(StableValue* stack, uint64_t inputs, uint64_t outpu
   X(int32_t, torch_list_size, (ListHandle, size_t*))                                                                 \
   X(int32_t, torch_list_get_item, (ListHandle, size_t, StableValue*))                                                \
   X(int32_t, torch_delete_list, (ListHandle))                                                                        \
+  X(int32_t, torch_parallel_for, (int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*))              \
+  X(int32_t, torch_get_num_threads, (uint32_t*))                                                                     \
   X(int32_t, aoti_torch_dtype_float32, ())                                                                           \
   X(int32_t, aoti_torch_dtype_float64, ())                                                                           \
   X(int32_t, aoti_torch_dtype_complex64, ())                                                                         \
@@ -45,6 +58,33 @@ using BoxedKernel = void (*)(StableValue* stack, uint64_t inputs, uint64_t outpu
 // From 2.13; before, an optional is freed by `delete`.
 #define TORCH_PROJECTORS_SHIM_OPTIONAL(X) X(int32_t, torch_delete_stable_ivalue, (StableValue*))
 
+// Where symbols of torch are: its library, such as torch_cpu, if one of that name is loaded, also if for others alone.
+inline void* torch_library(const std::string& name) {
+#if defined(_WIN32)
+  return reinterpret_cast<void*>(GetModuleHandleA((name + ".dll").c_str()));
+#elif defined(__APPLE__)
+  const std::string file = "/lib" + name + ".dylib";
+  for (uint32_t i = 0; i < _dyld_image_count(); ++i) {
+    const char* path = _dyld_get_image_name(i);
+    const char* end = path == nullptr ? nullptr : std::strrchr(path, '/');
+    if (end != nullptr && file == end) return dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+  }
+  return nullptr;
+#else
+  return dlopen(("lib" + name + ".so").c_str(), RTLD_LAZY | RTLD_NOLOAD);
+#endif
+}
+
+// Or else anywhere.
+inline void* symbol(void* library, const char* name) {
+#if defined(_WIN32)
+  const HMODULE module = library == nullptr ? GetModuleHandleW(nullptr) : static_cast<HMODULE>(library);
+  return reinterpret_cast<void*>(GetProcAddress(module, name));
+#else
+  return dlsym(library == nullptr ? RTLD_DEFAULT : library, name);
+#endif
+}
+
 struct Shim {
 #define X(result, name, arguments) result(*name) arguments = nullptr;
   TORCH_PROJECTORS_SHIM(X)
@@ -55,9 +95,17 @@ struct Shim {
   static constexpr uint64_t kRelease = (uint64_t(2) << 56) | (uint64_t(10) << 48);
 
   // Returns the name of what could not be found, or null.
-  const char* find();
+  const char* find() {
+    void* library = torch_library("torch_cpu");
+#define X(result, name, arguments) \
+  if ((name = reinterpret_cast<result(*) arguments>(symbol(library, #name))) == nullptr) return #name;
+    TORCH_PROJECTORS_SHIM(X)
+#undef X
+#define X(result, name, arguments) name = reinterpret_cast<result(*) arguments>(symbol(library, #name));
+    TORCH_PROJECTORS_SHIM_OPTIONAL(X)
+#undef X
+    return nullptr;
+  }
 };
-
-extern Shim shim;
 
 }  // namespace torch_projectors
