@@ -1,6 +1,6 @@
 """Differentiable projection operators for cryo-EM and tomography."""
 
-from . import conventions, plugins, realspace, rotations, symmetry
+from . import conventions, plugins, realspace, refinement, rotations, symmetry
 from .diagnostics import info
 from .fourier import backward_project, forward_project
 from .plugins import backends, set_backend, use_backend
@@ -17,6 +17,7 @@ __all__ = [
     "forward_project",
     "info",
     "realspace",
+    "refinement",
     "rotations",
     "set_backend",
     "symmetry",
