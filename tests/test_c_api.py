@@ -253,6 +253,29 @@ def test_results_are_the_same_to_the_last_bit_for_any_number_of_threads_and_any_
     run(program)
 
 
+def test_projections_are_added_to_what_volumes_hold():
+    """Whole numbers, so that sums are exact."""
+    program = """
+    identity = np.eye(3)[None, None] + np.zeros((1, 5, 1, 1))
+    q = problem((6, 6, 6), (6, 6), identity)
+    images = np.arange(5.0 * 6 * 4).reshape(1, 5, 6, 4) + 0j
+    weights = images.real.copy()
+    once, again = np.empty((1, 6, 6, 4), complex), np.empty((1, 6, 6, 4))
+    ok("backward_project", q, images, weights, once, again)
+    volume, weight_volume = once.copy(), again.copy()
+    q.add = 1
+    ok("backward_project", q, images, weights, volume, weight_volume)
+    assert np.array_equal(volume, 2 * once) and np.array_equal(weight_volume, 2 * again)
+    q.poses = 0
+    ok("backward_project", q, images, weights, volume, weight_volume)
+    assert np.array_equal(volume, 2 * once) and np.array_equal(weight_volume, 2 * again)
+    q.poses = 5
+    ok("project_gradients", q, once, images, volume, None, None, None)
+    assert np.array_equal(volume, once)
+    """
+    run(program)
+
+
 def test_a_runner_that_leaves_work_undone_is_an_error():
     program = """
     Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -286,6 +309,7 @@ INVALID = {
     "oversampling=np.nan": "oversampling: expected",
     "oversampling=np.inf": "oversampling: expected",
     "cutoff=-1": "cutoff: expected a number >= 0, got -1",
+    "add=2": "add: expected 0 or 1, got 2",
     "pairs_once=2": "pairs_once: expected 0 or 1, got 2",
     "cutoff=np.nan": "cutoff: expected",
     "batch=-1": "batch: expected a number >= 0, got -1",

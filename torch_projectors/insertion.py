@@ -73,11 +73,15 @@ class Insertion:
         for turned in (
             rotations[None] if operators is None else (operator @ rotations for operator in operators)
         ):
-            data, weight = ops.selected(self.data.device).backward_project(
-                spectra[None], weights[None], turned[None].to(real), shifts, geometry
+            ops.selected(self.data.device).add_projections_(
+                self.data[None],
+                self.weight[None],
+                spectra[None],
+                weights[None],
+                turned[None].to(real),
+                shifts,
+                geometry,
             )
-            self.data += data[0]
-            self.weight += weight[0]
         self.images += len(spectra)
 
     def merge_(self, other: Insertion) -> None:

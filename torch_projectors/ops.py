@@ -19,8 +19,9 @@ Canonical arguments, contiguous and of one precision:
 
 Outputs that were not asked for are empty.
 
-`add_mates_` completes an insertion in place where nothing is differentiated: `spectrum.with_mates_` of a volume and of
-its weights, which may be empty.
+Two more change volumes in place, where nothing is differentiated. `add_projections_` adds what `backward_project` gives
+to a volume and to its weights, which are left alone without weights. `add_mates_` completes an insertion:
+`spectrum.with_mates_` of a volume and of its weights, which may be empty.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ SCHEMAS = {
     "project_gradients": (
         f"(Tensor volume, Tensor images, Tensor rotations, Tensor? shifts, {_GEOMETRY}, bool need_volume, "
         "bool need_images, bool need_rotations, bool need_shifts) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "add_projections_": (
+        "(Tensor(a!) volume, Tensor(b!) weight_volume, Tensor images, Tensor? weights, Tensor rotations, "
+        f"Tensor? shifts, {_GEOMETRY}) -> ()"
     ),
     "add_mates_": "(Tensor(a!) volume, Tensor(b!) weight_volume, SymInt[] volume_shape) -> ()",
 }
@@ -98,6 +103,25 @@ def _project_gradients(
     return reference.project_gradients(volume, images, rotations, shifts, Geometry(*geometry), *need)
 
 
+def _add_projections(
+    volume: Tensor,
+    weight_volume: Tensor,
+    images: Tensor,
+    weights: Optional[Tensor],
+    rotations: Tensor,
+    shifts: Optional[Tensor],
+    *geometry: Any,
+) -> None:
+    sums = reference.backward_project(images, weights, rotations, shifts, Geometry(*geometry))
+    volume += sums[0]
+    if weights is not None:
+        weight_volume += sums[1]
+
+
+def _add_projections_fake(*_: Any) -> None:
+    pass
+
+
 def _add_mates(volume: Tensor, weight_volume: Tensor, volume_shape: Sequence[int]) -> None:
     with_mates_(volume, volume_shape)
     if weight_volume.shape[1:]:
@@ -139,6 +163,7 @@ KERNELS = {
     "forward_project": (_forward_project, _forward_project_fake),
     "backward_project": (_backward_project, _backward_project_fake),
     "project_gradients": (_project_gradients, _project_gradients_fake),
+    "add_projections_": (_add_projections, _add_projections_fake),
     "add_mates_": (_add_mates, _add_mates_fake),
 }
 
@@ -202,6 +227,25 @@ class Operators:
         friedel: bool = False,
     ) -> tuple[Tensor, Tensor]:
         return self._call("backward_project", (images, weights, rotations, shifts), geometry, friedel)
+
+    def add_projections_(
+        self,
+        volume: Tensor,
+        weight_volume: Tensor,
+        images: Tensor,
+        weights: Optional[Tensor],
+        rotations: Tensor,
+        shifts: Optional[Tensor],
+        geometry: Geometry,
+    ) -> None:
+        """`backward_project` added to volumes in place, without derivatives."""
+        tensors = (images, weights, rotations, shifts)
+        plain = [
+            x if x is None or _is_plain(x) else _plain(x)
+            for x in (t if t is None else t.detach() for t in tensors)
+        ]
+        with torch._C._AutoDispatchBelowAutograd():
+            self.overloads["add_projections_"](volume, weight_volume, *plain, *geometry)
 
     def add_mates(
         self, volume: Tensor, weight_volume: Tensor, shape: tuple[int, ...]

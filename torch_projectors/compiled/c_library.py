@@ -18,6 +18,7 @@ FIELDS = (
     ("interpolation", c_int32),
     ("volume_dims", c_int32),
     ("image_dims", c_int32),
+    ("add", c_int32),
     ("volume_shape", c_int64 * 3),
     ("image_shape", c_int64 * 3),
     ("oversampling", c_double),

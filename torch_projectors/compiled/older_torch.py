@@ -23,6 +23,9 @@ _REAL = {
 }
 
 
+IN_PLACE = ("add_projections_", "add_mates_")
+
+
 class Kernels:
     """The ops over a backend's C API, whose structure is `problem`. Derived classes have a device, and say what to
     prepare for it.
@@ -47,7 +50,7 @@ class Kernels:
     def register(self) -> None:
         if self._registered is None:
             library = torch.library.Library("torch_projectors", "IMPL")
-            for name in ("forward_project", "backward_project", "project_gradients", "add_mates_"):
+            for name in ("forward_project", "backward_project", "project_gradients", *IN_PLACE):
                 library.impl(name, getattr(self, name), self.device.upper())
             self._registered = library
 
@@ -74,6 +77,28 @@ class Kernels:
         self.call("backward_project", problem, *map(_address, arrays))
         del workspace  # a later allocation on this stream may have it
         return volume, weight_volume
+
+    def add_projections_(
+        self,
+        volume: Tensor,
+        weight_volume: Tensor,
+        images: Tensor,
+        weights: Tensor | None,
+        rotations: Tensor,
+        shifts: Tensor | None,
+        *geometry: Any,
+    ) -> None:
+        problem, volume_shape, image_shape = self._setting("images", images, rotations, shifts, *geometry)
+        self._expect("volume", volume, images.device, images.dtype, volume_shape)
+        self._expect("images", images, images.device, images.dtype, image_shape)
+        if weights is not None:
+            self._expect("weights", weights, images.device, _REAL[images.dtype], image_shape)
+            self._expect("weight_volume", weight_volume, images.device, _REAL[images.dtype], volume_shape)
+        problem.add = 1
+        workspace = self.workspace(images, problem, "backward_workspace", weights is not None)
+        arrays = (images, weights, volume, None if weights is None else weight_volume)
+        self.call("backward_project", problem, *map(_address, arrays))
+        del workspace
 
     def project_gradients(
         self, volume: Tensor, images: Tensor, rotations: Tensor, shifts: Tensor | None, *rest: Any

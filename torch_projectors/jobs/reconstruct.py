@@ -21,8 +21,8 @@ from .correlation import Curves
 from .pieces import work_through
 from .ranks import Ranks, joined
 
-# Images in flight: as many as the cost of a call does not matter for, and no more than this many bytes.
-MOST_IMAGES, BYTES = 1024, 768 * 2**20
+# Images at once: what caches and new memory make fastest, and no more than this many bytes.
+MOST_IMAGES, BYTES = 256, 384 * 2**20
 # Of 12 bytes a frequency, or 24 in double precision, when most are held.
 VOLUMES = 7
 # The sums depend on these options, and on the STAR file.

@@ -236,7 +236,7 @@ int32_t torch_projectors_cpu_backward_project(const torch_projectors_problem* pr
     if (call.any) {
       kernels().backproject(call.problem, call.scalar, call.real, images, weights, volume, weight_volume,
                             call.parallel);
-    } else {
+    } else if (!call.problem.add) {
       call.zero(volume, call.volumes, false);
       call.zero(weight_volume, call.volumes, true);
     }
@@ -248,6 +248,7 @@ int32_t torch_projectors_cpu_project_gradients(const torch_projectors_problem* p
                                                void* grad_rotations, void* grad_shifts) {
   return guarded([&] {
     CpuCall call(problem);
+    call.problem.add = false;
     call.project_gradients(volume, images, grad_volume, grad_images, grad_rotations, grad_shifts);
     if (call.any) {
       const Kernels& k = kernels();

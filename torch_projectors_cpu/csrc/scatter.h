@@ -256,7 +256,7 @@ void backproject(const Problem& q, const void* images, const void* weights, void
     Writer<Interpolation, T, V, real> writer(
         entries, static_cast<T*>(volumes) + b * q.volume_stride * numbers,
         weights == nullptr ? nullptr : static_cast<T*>(weight_volumes) + b * q.volume_stride, low, high);
-    for (int64_t k = low; k < high; ++k) {
+    for (int64_t k = low; k < high && !q.add; ++k) {
       const int64_t at = (k < 0 ? k + grid.shape[V - 1] : k) * slice;
       std::memset(writer.volume + at * numbers, 0, size_t(slice * numbers) * sizeof(T));
       if (weights != nullptr) std::memset(writer.weights + at, 0, size_t(slice) * sizeof(T));

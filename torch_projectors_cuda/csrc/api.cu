@@ -128,8 +128,10 @@ struct CudaCall : Call<torch_projectors_cuda_problem, Problem, true> {
   // Images added to volumes: a tile of poses after the other, if there are many.
   void insert(const void* images, const void* weights, void* volume, void* weight_volume) {
     const Kernels k = kernels(scalar);
-    zero(volume, volumes, false);
-    zero(weight_volume, volumes, true);
+    if (!problem.add) {
+      zero(volume, volumes, false);
+      zero(weight_volume, volumes, true);
+    }
     if (!any) return;
     if (!in_tiles()) return k.backproject(problem, real, images, weights, volume, weight_volume);
     const int64_t numbers = entry_size(false) / number_size, entries = problem.batch * volumes.entries;
@@ -191,6 +193,7 @@ int32_t torch_projectors_cuda_project_gradients(const torch_projectors_cuda_prob
                                                 void* grad_rotations, void* grad_shifts) {
   return guarded([&] {
     CudaCall call(problem);
+    call.problem.add = false;
     call.project_gradients(volume, images, grad_volume, grad_images, grad_rotations, grad_shifts);
     if (call.volumes.empty() && call.grad_rotations.empty() && call.grad_shifts.empty()) return;
     const OnDevice device(problem->device);

@@ -129,6 +129,7 @@ struct Call {
       refuse("scalar: expected 0 (float) or 1 (double), got %d", int(q->scalar));
     if (q->real != 0 && q->real != 1) refuse("real: expected 0 or 1, got %d", int(q->real));
     if (q->pairs_once != 0 && q->pairs_once != 1) refuse("pairs_once: expected 0 or 1, got %d", int(q->pairs_once));
+    if (q->add != 0 && q->add != 1) refuse("add: expected 0 or 1, got %d", int(q->add));
     if (q->interpolation != Nearest::code && q->interpolation != Linear::code && q->interpolation != Cubic::code)
       refuse("interpolation: expected 0 (nearest), 1 (linear) or 3 (cubic), got %d", int(q->interpolation));
     const int v = q->volume_dims, i = q->image_dims;
@@ -147,6 +148,7 @@ struct Call {
     problem.oversampling = q->oversampling;
     problem.cutoff = q->cutoff;
     problem.pairs_once = q->pairs_once == 1;
+    problem.add = q->add == 1;
     problem.batch = q->batch;
     problem.poses = q->poses;
     problem.rotations = q->rotations;

@@ -13,6 +13,7 @@ struct Operation {
   int64_t volume_shape[3], image_shape[3];
   double oversampling, cutoff;
   bool pairs_once;  // images count each Friedel pair once: entries of columns that hold both of its members count half
+  bool add;         // the transpose is added to what volumes hold, which otherwise are overwritten
   int64_t batch, poses;
   const void* rotations;
   const void* shifts;  // or null

@@ -380,6 +380,26 @@ struct Ops {
     stack[1] = weight_volume.release();
   }
 
+  static void add_projections(StableValue* stack, uint64_t, uint64_t) {
+    Arguments arguments(stack);
+    const Tensor volume = arguments.tensor(), weight_volume = arguments.tensor(), images = arguments.tensor(),
+                 weights = arguments.optional_tensor(), rotations = arguments.tensor(),
+                 shifts = arguments.optional_tensor();
+    const Geometry geometry(arguments);
+
+    Setting s("images", images, rotations, shifts, geometry);
+    expect("volume", volume, s.device, s.dtype.code, s.volume_size);
+    expect("images", images, s.device, s.dtype.code, s.image_size);
+    if (weights) {
+      expect("weights", weights, s.device, s.dtype.real_code, s.image_size);
+      expect("weight_volume", weight_volume, s.device, s.dtype.real_code, s.volume_size);
+    }
+    s.problem.add = 1;
+    const Tensor workspace = s.workspace(Backend::backward_workspace(s.problem, bool(weights)));
+    finish(Backend::backward_project(&s.problem, images.data(), weights.data(), volume.mutable_data(),
+                                     weights ? weight_volume.mutable_data() : nullptr));
+  }
+
   static void project_gradients(StableValue* stack, uint64_t, uint64_t) {
     Arguments arguments(stack);
     const Tensor volume = arguments.tensor(), images = arguments.tensor(), rotations = arguments.tensor(),
@@ -444,6 +464,10 @@ struct Ops {
          ", bool need_volume, bool need_images, bool need_rotations, bool need_shifts)"
          " -> (Tensor, Tensor, Tensor, Tensor)",
          project_gradients},
+        {"add_projections_",
+         "add_projections_(Tensor(a!) volume, Tensor(b!) weight_volume, Tensor images, Tensor? weights, "
+         "Tensor rotations, Tensor? shifts, " GEOMETRY ") -> ()",
+         add_projections},
         {"add_mates_", "add_mates_(Tensor(a!) volume, Tensor(b!) weight_volume, SymInt[] volume_shape) -> ()",
          add_mates},
     };

@@ -1,4 +1,4 @@
-"""The op that completes an insertion: entries of paired columns get the conjugates of their mates."""
+"""The ops that change volumes in place: projections added to them, and the mates that complete an insertion."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 import torch_projectors as tp
 from torch_projectors import ops
+from torch_projectors.cases import CASES, Case
 from torch_projectors.spectrum import stored_shape
 
 SHAPES = [
@@ -93,3 +94,35 @@ def test_insertion_is_the_same_whether_or_not_it_is_differentiated(weighted: boo
     recorded = tp.backward_project(images.clone().requires_grad_(), rotations, **options)
     for a, b in zip(*[x if weighted else (x,) for x in (plain, recorded)]):
         assert torch.equal(a, b.detach())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_projections_are_added_to_what_volumes_hold(case: Case, weighted: bool, backend: str) -> None:
+    """To rounding: of each entry one more sum than in a volume of their own."""
+    inputs = case.inputs()
+    weights = inputs.weights if weighted else None
+    operators = ops.selected(torch.device("cpu"))
+    images, rotations, shifts = inputs.images, inputs.rotations, inputs.shifts
+    alone = operators.backward_project(images, weights, rotations, shifts, case.geometry)
+    before = torch.randn_like(alone[0]), torch.randn(alone[0].shape, dtype=torch.float64)
+    volume, weight_volume = (x.clone() for x in before)
+    operators.add_projections_(volume, weight_volume, images, weights, rotations, shifts, case.geometry)
+    largest = max(x.abs().max().item() for x in (*before, *alone) if x.numel())
+    bound = 4 * rotations.shape[1] * 64 * torch.finfo(torch.float64).eps * largest
+    assert (volume - before[0] - alone[0]).abs().max() <= bound
+    if weighted:
+        assert (weight_volume - before[1] - alone[1]).abs().max() <= bound
+    else:
+        assert torch.equal(weight_volume, before[1])
+
+
+def test_no_projections_leave_volumes_as_they_are(backend: str) -> None:
+    case = CASES[0]
+    inputs = case.inputs()
+    volume = normal(inputs.images.shape[0], case.geometry.volume_shape, torch.complex128)
+    before = volume.clone()
+    ops.selected(volume.device).add_projections_(
+        volume, torch.empty(0), inputs.images[:, :0], None, inputs.rotations[:, :0], None, case.geometry
+    )
+    assert torch.equal(volume, before)
