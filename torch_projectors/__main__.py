@@ -11,7 +11,7 @@ from typing import Any, Optional
 from . import commandline, demo, diagnostics, verification
 from .demo import DemoError
 from .errors import InputError
-from .jobs import describe, fsc, project, reconstruct
+from .jobs import describe, fsc, project, reconstruct, refine
 from .jobs.interrupts import Interrupted
 from .outputs import OutputError
 
@@ -26,6 +26,11 @@ JOBS = {
         "a map from particles: halves, their correlation, the filtered map",
         "torch-projectors reconstruct particles.star --point-group D7 --mask mask.mrc -o map.mrc\n"
         "  torchrun --nproc-per-node 4 -m torch_projectors reconstruct particles.star -o map.mrc",
+    ),
+    "refine": (
+        refine.run,
+        "poses of particles, refined by gradient against a map from where they are",
+        "torch-projectors refine particles.star --map map.mrc --resolution 8 -o refined.star",
     ),
     "fsc": (
         fsc.run,

@@ -84,7 +84,8 @@ class Refiner:
         volume: the map, float32 or float64 `[N, N, N]`; or its half spectrum, by `realspace.prepare` with the same
             interpolation and oversampling.
         cutoffs: frequencies in cycles per box, rising, that successive stages go up to. By default from one at which
-            errors of `degrees` and `pixels` are within reach to Nyquist's, in steps of a factor of two or less.
+            errors of `degrees` and `pixels` are within reach to the finest, in steps of a factor of two or less.
+        finest: cutoff of the last stage, where cutoffs are not given; Nyquist's by default.
         degrees, pixels: errors to expect, as standard deviations along each axis; they choose the default cutoffs.
         interpolation, oversampling: of the map's spectrum, as for `realspace.project`.
         scale: amplitude of the map in the images; None to fit each image's.
@@ -101,6 +102,7 @@ class Refiner:
         volume: Tensor,
         *,
         cutoffs: Optional[Sequence[float]] = None,
+        finest: Optional[float] = None,
         degrees: float = 4.0,
         pixels: float = 2.0,
         interpolation: str = "linear",
@@ -117,6 +119,9 @@ class Refiner:
         self.oversampling = check_oversampling(oversampling)
         self.spectrum = self._prepared(volume)
         self.cutoffs = None if cutoffs is None else _rising(cutoffs)
+        if cutoffs is not None and finest is not None:
+            raise ValueError(f"finest: expected without cutoffs, got {finest!r} with {cutoffs!r}")
+        self.finest = math.inf if finest is None else _positive("finest", finest)
         self.degrees, self.pixels = _positive("degrees", degrees), _positive("pixels", pixels)
         self.scale = None if scale is None else _positive("scale", scale)
         self.prior_degrees = None if prior_degrees is None else _positive("prior_degrees", prior_degrees)
@@ -344,7 +349,7 @@ class Refiner:
                     f"cutoffs: expected at most half the images' {size} pixels, got {self.cutoffs[-1]:g}"
                 )
             return self.cutoffs
-        finest = min(size, round(self.spectrum.shape[0] / self.oversampling)) / 2
+        finest = min(self.finest, size / 2, round(self.spectrum.shape[0] / self.oversampling) / 2)
         error = math.hypot(EXTENT * math.radians(self.degrees), self.pixels / size)
         first = min(finest, max(4.0, 0.25 / error))
         count = math.ceil(math.log2(finest / first))

@@ -21,7 +21,7 @@ from .pieces import work_through
 from .ranks import joined
 
 # Images in flight.
-MOST_IMAGES, BYTES = 512, 512 * 2**20
+MOST_IMAGES, BYTES = 128, 512 * 2**20
 # The result depends on these options, and on the STAR file and the map.
 MATTER = (
     "pixel_size",
