@@ -141,7 +141,7 @@ def test_derivatives_are_those_of_the_slice(size: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(refinement, "DIFFERENCE", difference)
     data = simulated(3, size, interpolation="cubic", degrees=20, pixels=3)
     refiner = Refiner(data.volume, interpolation="cubic")
-    stage = Stage(size // 3, size, data.images)
+    stage = Stage(size // 3, size, 2, data.images)
     spectra, filters = whitened(data.images, data.ctf, None, stage)
     rows = refiner.rows(stage, spectra, filters, *data.start)
 
@@ -178,7 +178,7 @@ def test_objective_counts_each_friedel_pair_once() -> None:
     for size, cutoff in ((24, 12), (24, 7.5), (25, 12)):
         data = simulated(3, size, degrees=5)
         weights = torch.rand(data.images.shape, generator=generator(), dtype=torch.float64)
-        refiner, stage = Refiner(data.volume, scale=0.7), Stage(cutoff, size, data.images)
+        refiner, stage = Refiner(data.volume, scale=0.7), Stage(cutoff, size, 2, data.images)
         arrays = whitened(data.images, data.ctf, weights, stage)
         gram = refiner.gram(stage, *arrays, *data.start)
         unmoved = torch.eye(3, dtype=torch.float64).expand(3, 3, 3), torch.zeros_like(data.shifts)
@@ -244,7 +244,7 @@ def test_no_step_and_no_stage_makes_it_worse(noise: float, scale: Optional[float
     """Not even from far away, nor in noise alone; but for rounding of the sums."""
     data = simulated(20, noise=noise, degrees=20, pixels=4)
     unmoved = torch.eye(3, dtype=torch.float64).expand(20, 3, 3), torch.zeros_like(data.shifts)
-    stage = Stage(12, 24, data.images)
+    stage = Stage(12, 24, 2, data.images)
     for cutoffs in (None, [12], [3, 12]):
         refiner = Refiner(data.volume, cutoffs=cutoffs, scale=scale)
         arrays = whitened(data.images, data.ctf, None, stage)
@@ -276,7 +276,7 @@ def test_errors_are_those_that_noise_makes_inevitable() -> None:
     refiner = Refiner(data.volume, degrees=4, pixels=2 * 24 / 128, interpolation="cubic")
     result = refiner(data.images, *data.start, ctf=data.ctf)
     assert result.converged.all()
-    stage = Stage(12, 24, data.images)
+    stage = Stage(12, 24, 2, data.images)
     precision = torch.full((1,), noise**-2, dtype=torch.float64)
     gram = refiner.gram(
         stage, *whitened(data.images, data.ctf, precision, stage), data.rotations, data.shifts
@@ -293,7 +293,7 @@ def test_prior_and_image_weigh_as_gaussians() -> None:
     part c / (c + q): here one half in all five unknowns. Linear but for the offset squared.
     """
     data = simulated(1, degrees=0, pixels=0, interpolation="cubic")
-    stage = Stage(12, 24, data.images)
+    stage = Stage(12, 24, 2, data.images)
     for unknown, option in ((TURNS, "prior_degrees"), (MOVES, "prior_pixels")):
         # Far the weakest prior on the other unknowns; the amplitude is known.
         refiner = Refiner(data.volume, scale=1, cutoffs=[12], interpolation="cubic")

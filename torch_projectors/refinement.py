@@ -41,6 +41,8 @@ EXTENT = 0.35
 LONGEST_STEP = 1.5
 # Bytes of intermediate results: what caches hold, or what keeps a device busy.
 WORKING_SET = {"cpu": 2**24, "other": 2**29}
+# Particles that go through the stages together, by those that are worked on at once: what calls cost is shared.
+KEPT = 16
 
 
 class Refinement(NamedTuple):
@@ -173,9 +175,9 @@ class Refiner:
         """
         size = self._check(images, rotations, shifts, ctf, weights)
         dtype = real_dtype(images)
-        stages = [Stage(c, size, images) for c in self._schedule(size)]
+        stages = [Stage(c, size, self.oversampling, images) for c in self._schedule(size)]
         # Images within the finest cutoff are kept through all stages.
-        count = max(1, int(2 * self.working_set / stages[-1].bytes))
+        count = max(1, int(KEPT * self.working_set / stages[-1].bytes))
         parts = [slice(i, i + count) for i in range(0, max(1, len(images)), count)]
         results = []
         for part in parts:
@@ -279,7 +281,7 @@ class Refiner:
         rows[:, IMAGE] *= x[:, None, :]
         poses = rotations[:, None]
         if derivatives:
-            poses = poses @ stage.turns(DIFFERENCE / self.oversampling)
+            poses = poses @ stage.turns
         slices = forward_project(
             self.spectrum,
             poses.flatten(0, 1),
@@ -291,7 +293,7 @@ class Refiner:
         real, slices = torch.view_as_real(rows), torch.view_as_real(slices)
         if derivatives:
             slices[:, 1:] -= slices[:, :1]
-            slices[:, 1:] *= stage.cutoff * self.oversampling / DIFFERENCE
+            slices[:, 1:] /= stage.angle
         last = slices.shape[1] + 1
         torch.mul(slices.flatten(-2), filters.flatten(-2)[:, None], out=real[:, SLICE:last].flatten(-2))
         if derivatives:
@@ -405,7 +407,7 @@ class Stage:
     size: of the box; cutoff: in cycles per box; bytes: of a particle's rows.
     """
 
-    def __init__(self, cutoff: float, image_size: int, like: Tensor) -> None:
+    def __init__(self, cutoff: float, image_size: int, oversampling: float, like: Tensor) -> None:
         self.cutoff = float(cutoff)
         self.size = min(2 * math.floor(cutoff) + 1, image_size)
         self.image_size = image_size
@@ -416,15 +418,14 @@ class Stage:
             2 * math.pi / image_size * torch.from_numpy(k).to(**real) for k in frequencies((self.size,) * 2)
         ]
         self.angular = (x, y)  # per pixel
+        # None, and one about each axis that moves samples at the cutoff by the difference.
+        self.angle = DIFFERENCE / (oversampling * self.cutoff)
+        self.turns = from_vectors(torch.eye(4, 3).roll(1, 0).to(x) * self.angle)
         self.moves = (torch.complex(torch.zeros_like(x), -x), torch.complex(torch.zeros_like(y), -y)[:, None])
 
     def angles(self, shifts: Tensor) -> list[Tensor]:
         """Phases that undo shifts, along x and along y."""
         return [s[:, None] * k for s, k in zip(shifts.unbind(-1), self.angular)]
-
-    def turns(self, distance: float) -> Tensor:
-        """No turn, and turns about each axis that move image samples at the cutoff by so much: `[4, 3, 3]`."""
-        return from_vectors(torch.eye(4, 3).roll(1, 0).to(self.angular[0]) * distance / self.cutoff)
 
     def phase(self, step: Tensor) -> Tensor:
         """The radians by which steps `[P, 5]` move phases at the cutoff, about: `[P]`."""
