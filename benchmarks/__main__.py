@@ -16,7 +16,7 @@ import torch
 import torch_projectors
 from torch_projectors.geometry import INTERPOLATION_CODES
 
-from . import accuracy, machine, memory, report, speed
+from . import accuracy, machine, memory, refinement, report, speed
 from .problems import DTYPES, GEOMETRIES, OPERATIONS, Arrays, Problem, calls, limits, peer_calls
 from .timing import interleaved
 
@@ -28,7 +28,7 @@ POSES = {
 }
 PEER = ("torch_fourier_slice", "torch_ctf")
 
-# Of no use to --accuracy and --report.
+# Of no use to --accuracy, --refinement and --report.
 PROBLEM = ("boxes", "poses", "geometry", "interpolation", "compare", "memory")
 
 EXAMPLE = """\
@@ -54,6 +54,8 @@ examples:
       peak memory beyond inputs and outputs, at box 256 with 16 and 512 poses
   python -m benchmarks --accuracy --threads 1
       errors of every interpolation and oversampling, and what they cost
+  python -m benchmarks --refinement --repeats 3 --threads 2
+      poses refined by Levenberg-Marquardt, BFGS and Adam: what errors they leave, and when
   python -m benchmarks --report --threads 2 --json benchmarks/results/cpu_report.json
       how time and memory of the CPU backend depend on all else; a part that is in the file already is replaced
   python -m benchmarks --report threads call
@@ -86,6 +88,7 @@ def arguments() -> argparse.Namespace:
     add("--compare", action="store_true", help="time torch-fourier-slice in turn with ours")
     add("--memory", action="store_true", help="measure memory instead of time")
     add("--accuracy", action="store_true", help="measure errors against a closed form, and time beside them")
+    add("--refinement", action="store_true", help="refine poses in several ways: errors left, and time")
     add("--report", nargs="*", choices=list(report.PARTS), metavar="PART",
         help=f"measure how the CPU backend's time and memory grow, all or some of {', '.join(report.PARTS)}; "
         "large takes 14 GB")  # fmt: skip
@@ -106,11 +109,15 @@ def arguments() -> argparse.Namespace:
     if args.memory and (sys.platform == "win32" or args.device.type == "mps"):
         parser.error("--memory works on the CPU of Linux and macOS, and on CUDA")
     given = [f"--{name}" for name in PROBLEM if vars(args)[name]]
-    studies = [f"--{name}" for name in ("accuracy", "report") if vars(args)[name] not in (None, False)]
+    studies = [
+        f"--{name}" for name in ("accuracy", "refinement", "report") if vars(args)[name] not in (None, False)
+    ]
     if len(studies) > 1 or (studies and given):
         parser.error(f"{studies[0]} has problems of its own, and no use for {', '.join(studies[1:] + given)}")
     if args.accuracy and args.device.type == "mps":
         parser.error("--accuracy takes double precision, which MPS has not")
+    if args.refinement and args.dtype != "complex64":
+        parser.error("--refinement takes single precision")
     compiled = serves(args, "cpu") and sys.platform != "win32"
     if args.report is not None and not compiled:
         parser.error("--report measures the CPU backend, on Linux and macOS")
@@ -260,11 +267,16 @@ def main() -> None:
         if args.accuracy:
             study = accuracy.QUICK if args.quick else accuracy.Study()
             results = accuracy.run(study, args.dtype, args.device, args.repeats, progress)
+        elif args.refinement:
+            study = refinement.QUICK if args.quick else refinement.Study()
+            results = refinement.run(study, args.device, args.repeats, progress)
         else:
             results = measured(args) if args.memory else timed(args)
     end_progress()
     if args.accuracy:
         accuracy.show(results)
+    elif args.refinement:
+        refinement.show(results)
     elif args.memory:
         columns = {
             "beyond MB": (".1f", lambda r: r["beyond_mb"]),

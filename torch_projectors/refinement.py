@@ -175,7 +175,7 @@ class Refiner:
         """
         size = self._check(images, rotations, shifts, ctf, weights)
         dtype = real_dtype(images)
-        stages = [Stage(c, size, self.oversampling, images) for c in self._schedule(size)]
+        stages = [Stage(c, size, self.oversampling, images) for c in self.schedule(size)]
         # Images within the finest cutoff are kept through all stages.
         count = max(1, int(KEPT * self.working_set / stages[-1].bytes))
         parts = [slice(i, i + count) for i in range(0, max(1, len(images)), count)]
@@ -344,7 +344,8 @@ class Refiner:
         turn = 0.0 if self.prior_degrees is None else math.radians(self.prior_degrees) ** -2
         return turn, 0.0 if self.prior_pixels is None else self.prior_pixels**-2
 
-    def _schedule(self, size: int) -> list[float]:
+    def schedule(self, size: int) -> list[float]:
+        """The cutoffs for images of a size."""
         if self.cutoffs is not None:
             if self.cutoffs[-1] > size / 2:
                 raise ValueError(
