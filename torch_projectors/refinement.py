@@ -192,7 +192,7 @@ class Refiner:
     def _refined(
         self, spectra: Tensor, filters: Tensor, rotations: Tensor, shifts: Tensor, stages: Sequence[Stage]
     ) -> Refinement:
-        start = shifts
+        start, shifts = shifts, shifts.clone()
         rest = (torch.eye(3).to(shifts).repeat(len(shifts), 1, 1), torch.zeros_like(shifts))
         before = self.gram(stages[-1], spectra, filters, rotations, shifts, derivatives=False)
         turned = rest[0].clone()
@@ -204,13 +204,15 @@ class Refiner:
             damping = torch.full_like(value, 1e-2)
             converged = torch.zeros_like(value, dtype=torch.bool)
             active = value.isfinite().nonzero().squeeze(1)
-            for last in [False] * self.steps + [True]:
-                step = self.step(gram[active], damping[active], turned[active], (shifts - start)[active])
+            for i in range(self.steps + 1):
+                moved = shifts[active] - start[active]
+                step = self.step(gram[active], damping[active], turned[active], moved)
                 length = stage.phase(step)
-                left = length > self.tolerance
-                converged[active] = ~left
+                converged[active] = length <= self.tolerance
+                # All that a device is waited for: who is left.
+                left = (length > self.tolerance).nonzero().squeeze(1)
                 active, step, length = active[left], step[left], length[left]
-                if last or not len(active):
+                if i == self.steps or not len(active):
                     break
                 step = step * (LONGEST_STEP / length).clamp(max=1)[:, None]
                 tried[active] += 1
@@ -221,9 +223,13 @@ class Refiner:
                 better = no_worse(new_value, value[active])
                 old = damping[active]
                 damping[active] = torch.where(better, 0.1 * old, (10 * old).clamp(min=1e-2)).clamp(min=1e-7)
-                moved = active[better]
-                turned[moved], shifts = new_turned[better], shifts.index_copy(0, moved, new_shifts[better])
-                gram[moved], value[moved] = new_gram[better], new_value[better]
+                for x, new in (
+                    (turned, new_turned),
+                    (shifts, new_shifts),
+                    (gram, new_gram),
+                    (value, new_value),
+                ):
+                    x[active] = torch.where(better.view(-1, *[1] * (x.dim() - 1)), new, x[active])
         # A coarser stage may have led astray.
         worse = ~no_worse(value, self.objective(before, *rest))
         turned[worse], gram[worse, :2, :2] = rest[0][worse], before[worse]
