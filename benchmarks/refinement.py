@@ -247,8 +247,9 @@ def table(results: dict[str, Any]) -> list[list[str]]:
 
 def show(results: dict[str, Any]) -> None:
     study = results["study"]
+    degrees, pixels = study["found"]
     print(
-        f"{study['particles']} images of {study['box']} pixels with CTF, signal / noise variance {study['snr']:g}; medians\n"
-        f"of errors left; found: within {study['found'][0]:g} degrees and {study['found'][1]:g} pixels\n"
+        f"{study['particles']} images of {study['box']} pixels with CTF, signal / noise variance {study['snr']:g}.\n"
+        f"Medians of errors left; found: within {degrees:g} degrees and {pixels:g} pixels.\n"
     )
     print(aligned(table(results)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_projectors import forward_project, realspace, refinement, rotations
 from torch_projectors.demo.molecule import Molecule
-from torch_projectors.refinement import IMAGE, MOVES, SLICE, TURNS, Refiner, Stage, refine, vectors, whitened
+from torch_projectors.refinement import IMAGE, SLICE, Refiner, Stage, refine, vectors, whitened
 from torch_projectors.spectrum import halved, radii
 
 EPS = torch.finfo(torch.float64).eps
@@ -201,6 +201,7 @@ def test_frequencies_of_no_weight_do_not_count(per_image: bool) -> None:
     radius = radii((24, 24))
     bad = (radius >= 4) & (radius <= 6)
     images = torch.where(bad, 100 * torch.randn(data.images.shape, generator=generator()), data.images)
+    images[:, 5, 0] = math.nan
     curve = torch.ones(13, dtype=torch.float64)
     curve[4:7] = 0
     weights = (~bad).double().expand(images.shape) if per_image else curve
@@ -227,12 +228,16 @@ def test_particles_do_not_depend_on_their_batch() -> None:
     """
     data = simulated(7, noise=1.0, degrees=4)
     together = refine(data.images, data.volume, *data.start, ctf=data.ctf)
-    in_parts = refine(data.images, data.volume, *data.start, ctf=data.ctf, working_set=1)
+    # Images in memory by one, and worked on by one.
+    size = Stage(12, 24, 2, data.images).bytes
+    by_one, in_turns = [
+        refine(data.images, data.volume, *data.start, ctf=data.ctf, working_set=w) for w in (1, size)
+    ]
     alone = [
         refine(data.images[i, None], data.volume, *[x[i, None] for x in data.start], ctf=data.ctf[i, None])
         for i in range(7)
     ]
-    for other in (in_parts, refinement.Refinement(*map(torch.cat, zip(*alone)))):
+    for other in (by_one, in_turns, refinement.Refinement(*map(torch.cat, zip(*alone)))):
         assert torch.equal(other.steps, together.steps)
         for a, b in zip(other, together):
             assert torch.allclose(a.double(), b.double(), rtol=0, atol=1e4 * EPS * 2)
@@ -250,7 +255,7 @@ def test_no_step_and_no_stage_makes_it_worse(noise: float, scale: Optional[float
         arrays = whitened(data.images, data.ctf, None, stage)
         slack = 100 * EPS * arrays[0].abs().square().sum((1, 2))
         values = []
-        for steps in (0, 1, 2, 5):
+        for steps in range(9):
             refiner.steps = steps
             poses = refiner(data.images, *data.start, ctf=data.ctf)[:2]
             values.append(refiner.objective(refiner.gram(stage, *arrays, *poses), *unmoved))
@@ -288,37 +293,30 @@ def test_errors_are_those_that_noise_makes_inevitable() -> None:
     assert 5 - 5 * math.sqrt(10 / count) <= normal.mean() <= 1.2 * 5 + 5 * math.sqrt(10 / count)
 
 
-def test_prior_and_image_weigh_as_gaussians() -> None:
-    """A prior of precision q beside an image of curvature c leaves, of a small offset that the image asks for, the
-    part c / (c + q): here one half in all five unknowns. Linear but for the offset squared.
+@pytest.mark.parametrize(("option", "first"), [("prior_degrees", 0), ("prior_pixels", 3)])
+def test_prior_and_image_weigh_as_gaussians(option: str, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along an axis of the image's curvature, of other unknowns free, a prior of equal curvature leaves half of an
+    offset that the image asks for: but for differences of slices over a thousandth of a voxel.
     """
+    monkeypatch.setattr(refinement, "DIFFERENCE", 1e-3)
     data = simulated(1, degrees=0, pixels=0, interpolation="cubic")
-    stage = Stage(12, 24, 2, data.images)
-    for unknown, option in ((TURNS, "prior_degrees"), (MOVES, "prior_pixels")):
-        # Far the weakest prior on the other unknowns; the amplitude is known.
-        refiner = Refiner(data.volume, scale=1, cutoffs=[12], interpolation="cubic")
-        weights = torch.ones(1, dtype=torch.float64)
-        gram = refiner.gram(stage, *whitened(data.images, data.ctf, weights, stage), *data.start)
-        curvature = 2 * gram[0, unknown, unknown].diagonal()
-        axis = curvature.argmax()
-        variance = 1 / curvature[axis].item()
-        sigma = math.sqrt(variance) if option == "prior_pixels" else math.degrees(math.sqrt(variance))
-        held = Refiner(
-            data.volume, scale=1, cutoffs=[12], interpolation="cubic", **{option: sigma}, **THOROUGH
-        )
-        offset = torch.zeros(1, 7, dtype=torch.float64)
-        offset[0, unknown][axis] = 1e-5
-        offset = offset[:, 2:]
-        start = (data.rotations @ rotations.from_vectors(offset[:, :3]), data.shifts + offset[:, 3:])
-        result = held(data.images, *start, ctf=data.ctf, weights=weights)
-        left = data.errors(result)[0]
-        # By the normal equations of all unknowns.
-        full = 2 * gram[0, 2:, 2:]
-        prior = torch.zeros(7, dtype=torch.float64)
-        prior[unknown] = 1 / variance
-        prior = prior[2:]
-        expected = torch.linalg.solve(full + prior.diag(), prior * offset[0])
-        assert (left - expected).abs().max() <= 0.05 * 1e-5
+    options = {"scale": 1, "cutoffs": [12], "interpolation": "cubic"}
+    refiner, stage = Refiner(data.volume, **options), Stage(12, 24, 2, data.images)
+    weights = torch.ones(1, dtype=torch.float64)
+    gram = refiner.gram(stage, *whitened(data.images, data.ctf, weights, stage), *data.start)
+    held = slice(first, 3) if first == 0 else slice(first, 5)
+    covariance = torch.linalg.inv(2 * gram[0, 2:, 2:])[held, held]
+    variances, axes = torch.linalg.eigh(covariance)
+    offset = torch.zeros(1, 5, dtype=torch.float64)
+    offset[0, held] = 1e-4 * axes[:, 0]
+    start = data.rotations @ rotations.from_vectors(offset[:, :3]), data.shifts + offset[:, 3:]
+    sigma = variances[0].sqrt().item()
+    prior = {option: math.degrees(sigma) if first == 0 else sigma}
+    result = refine(
+        data.images, data.volume, *start, ctf=data.ctf, weights=weights, **options, **prior, **THOROUGH
+    )
+    left = data.errors(result)[0, held]
+    assert (left - 0.5 * offset[0, held]).norm() <= 1e-3 * 1e-4
 
 
 def test_images_that_are_not_finite_stay_and_spoil_no_others() -> None:

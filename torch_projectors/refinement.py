@@ -203,7 +203,7 @@ class Refiner:
             value = self.objective(gram, turned, shifts - start)
             damping = torch.full_like(value, 1e-2)
             converged = torch.zeros_like(value, dtype=torch.bool)
-            active = value.isfinite().nonzero().squeeze(1)
+            active = torch.arange(len(value), device=value.device)
             for i in range(self.steps + 1):
                 moved = shifts[active] - start[active]
                 step = self.step(gram[active], damping[active], turned[active], moved)
@@ -454,25 +454,33 @@ def whitened(
     once = halved((radius <= stage.cutoff).to(radius), size)
     if weights is None:
         power = (once * spectra.abs().square()).sum((1, 2)) / once.sum()
-        weight = once / _nonzero(power)[:, None, None]
+        counted, weight = once > 0, once / _nonzero(power)[:, None, None]
     else:
-        weights = weights.to(radius)
-        if weights.dim() == 1:
-            last = len(weights) - 1
-            at = radius.clamp(max=last)
-            weights = torch.lerp(weights[at.long()], weights[(at.long() + 1).clamp(max=last)], at.frac())
-        else:
-            weights = cropped(weights.expand(*weights.shape[:-2], image_size, image_size // 2 + 1), size)
-        weight = once * weights
+        weight = once * _weights_at(weights.to(radius), radius, size, image_size)
+        counted = weight > 0
     white = weight.sqrt().expand(spectra.shape)
     filters = white
     if ctf is not None:
         filters = white * cropped(ctf.expand(*ctf.shape[:-2], image_size, image_size // 2 + 1), size).to(
             white
         )
-    # Beyond the cutoff, what is not finite is no matter.
-    spectra = torch.where(once > 0, spectra * white, 0)
-    return spectra, torch.where(once > 0, filters, 0)[..., None].expand(*spectra.shape, 2).contiguous()
+    # What has no weight need not be finite.
+    spectra, filters = [torch.where(counted, x, 0) for x in (spectra * white, filters)]
+    return spectra, filters[..., None].expand(*spectra.shape, 2).contiguous()
+
+
+def _weights_at(weights: Tensor, radius: Tensor, size: int, image_size: int) -> Tensor:
+    """Weights of the frequencies of a box: from a curve by their radius, or cropped from those of the image."""
+    if weights.dim() != 1:
+        return _full(weights, image_size, size)
+    last = len(weights) - 1
+    at = radius.clamp(max=last)
+    return torch.lerp(weights[at.long()], weights[(at.long() + 1).clamp(max=last)], at.frac())
+
+
+def _full(x: Tensor, image_size: int, size: int) -> Tensor:
+    """What broadcasts to half spectra `[..., N, N//2+1]`, cropped as they are."""
+    return cropped(x.expand(*x.shape[:-2], image_size, image_size // 2 + 1), size)
 
 
 def cropped(x: Tensor, size: int) -> Tensor:
