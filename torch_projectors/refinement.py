@@ -461,9 +461,7 @@ def whitened(
     white = weight.sqrt().expand(spectra.shape)
     filters = white
     if ctf is not None:
-        filters = white * cropped(ctf.expand(*ctf.shape[:-2], image_size, image_size // 2 + 1), size).to(
-            white
-        )
+        filters = white * _full(ctf, image_size, size).to(white)
     # What has no weight need not be finite.
     spectra, filters = [torch.where(counted, x, 0) for x in (spectra * white, filters)]
     return spectra, filters[..., None].expand(*spectra.shape, 2).contiguous()
