@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..extras import need
-from .mrc import PathLike, read_header
+from .mrc import PathLike, add_labels, read_header
 
 
 def read_map(path: PathLike) -> tuple[Tensor, float]:
@@ -31,14 +31,9 @@ def read_map(path: PathLike) -> tuple[Tensor, float]:
 
 
 def write_map(path: PathLike, density: Tensor, pixel_size: float, labels: Sequence[str] = ()) -> None:
-    """A volume `[D, H, W]` as MRC in float32; each label, at most 80 characters, goes into the header."""
+    """A volume `[D, H, W]` as MRC in float32, with up to nine labels of 80 characters in its header."""
     with need("mrcfile").new(path, overwrite=True) as file:
         file.set_data(density.detach().cpu().to(torch.float32).numpy())
         file.set_volume()
         file.voxel_size = pixel_size
-        for label in labels:
-            file.add_label(_ascii(label))
-
-
-def _ascii(label: str) -> str:
-    return label.encode("ascii", "replace").decode()[:80]
+        add_labels(file, labels)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
@@ -22,7 +24,7 @@ class Header(NamedTuple):
     shape: tuple[int, int, int]  # sections, rows, columns
     dtype: np.dtype
     offset: int  # bytes before the first value
-    pixel_size: float  # Å, of columns; 0 where the file has none
+    pixel_size: float  # Å, along x; 0 where the file has none
     axes: tuple[int, int, int]  # which of x, y, z (1, 2, 3) columns, rows and sections are
     labels: tuple[str, ...]
 
@@ -36,9 +38,12 @@ def read_header(path: PathLike) -> Header:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of labels and map types, on which nothing here depends
             with mrcfile.open(path, header_only=True, permissive=True) as file:
-                header, size, labels = file.header, file.voxel_size.copy(), tuple(file.get_labels())
-    except (OSError, ValueError, AttributeError) as error:
+                header, size, labels = file.header, float(file.voxel_size.x), tuple(file.get_labels())
+                compressed = type(file) is not mrcfile.mrcfile.MrcFile
+    except (OSError, EOFError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: expected an MRC file; {error}") from error
+    if compressed:
+        raise InputError(f"{path}: expected an MRC file, got a compressed one: unpack it")
     mode = int(header.mode)
     try:
         dtype = mrcfile.utils.dtype_from_mode(mode).newbyteorder(header.mode.dtype.byteorder)
@@ -48,13 +53,21 @@ def read_header(path: PathLike) -> Header:
     if min(shape) < 1 or dtype.kind == "c":
         raise InputError(f"{path}: expected real values, got mode {mode} and {_size(shape)} of them")
     offset = 1024 + int(header.nsymbt)
-    expected, found = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, path.stat().st_size
+    expected, found = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
     if found < expected:
         raise InputError(
             f"{path}: the file is cut short: {_size(shape)} values take {expected} bytes, it has {found}"
         )
     axes = tuple(int(n) for n in (header.mapc, header.mapr, header.maps))
-    return Header(path, shape, dtype, offset, float(size.x), axes if any(axes) else (1, 2, 3), labels)
+    pixel_size = size if 0 < size < math.inf else 0.0
+    return Header(path, shape, dtype, offset, pixel_size, axes if any(axes) else (1, 2, 3), labels)
+
+
+def add_labels(file: Any, labels: Sequence[str]) -> None:
+    """As many as there is room for in an open file of mrcfile, 80 characters of each."""
+    room = len(file.header.label) - int(file.header.nlabl)
+    for label in labels[:room]:
+        file.add_label("".join(c if " " <= c <= "~" else "?" for c in label[:80]))
 
 
 def _size(shape: tuple[int, ...]) -> str:
