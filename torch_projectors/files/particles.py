@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import conventions
-from ..ctf import Ctf
+from ..ctf import LIMITS, Ctf
 from ..errors import InputError
 from ..extras import need
 from .mrc import PathLike
@@ -247,10 +247,14 @@ class Particles:
         )
         u, v = (self.numbers(name) for name in DEFOCUS[:2])
         voltage, cs, contrast = (self.numbers(name) for name in MICROSCOPE)
-        for name, values, low, high in ((MICROSCOPE[0], voltage, 1, 10000), (MICROSCOPE[2], contrast, -1, 1)):
-            wrong = values[(values < low) | (values > high)]
+        for name, values, limits in (
+            (MICROSCOPE[0], voltage, LIMITS["voltage"]),
+            (MICROSCOPE[2], contrast, LIMITS["amplitude_contrast"]),
+        ):
+            wrong = values[(values < limits[0]) | (values > limits[1])]
             if len(wrong):
-                raise InputError(f"{self.path}: {name}: expected {low} to {high}, got {wrong[0].item():g}")
+                expected = " to ".join(f"{limit:g}" for limit in limits)
+                raise InputError(f"{self.path}: {name}: expected {expected}, got {wrong[0].item():g}")
         return Ctf(
             u,
             v,
