@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import conventions
 from ..ctf import LIMITS, Ctf
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..extras import need
 from .mrc import PathLike
 from .stacks import Stacks
@@ -360,8 +360,9 @@ def _read_tables(path: PathLike) -> dict[str, Any]:
         blocks = starfile.read(path, always_dict=True)
     except Exception as error:  # what it raises for a file that is none is up to it
         linecache.clearcache()  # through which it reads, and would read the same again
-        what = " ".join(str(error).split())
-        raise InputError(f"{path}: expected a STAR file; {type(error).__name__}: {what}") from error
+        raise InputError(
+            f"{path}: expected a STAR file; {type(error).__name__}: {first_line(error)}"
+        ) from error
     tables = {
         name: block if isinstance(block, pandas.DataFrame) else pandas.DataFrame([block or {}])
         for name, block in blocks.items()
