@@ -35,15 +35,13 @@ def read_header(path: PathLike) -> Header:
         raise InputError(f"{path}: there is no such file")
     mrcfile = need("mrcfile")
     try:
+        _check_start(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of labels and map types, on which nothing here depends
             with mrcfile.open(path, header_only=True, permissive=True) as file:
                 header, size, labels = file.header, float(file.voxel_size.x), tuple(file.get_labels())
-                compressed = type(file) is not mrcfile.mrcfile.MrcFile
-    except (OSError, EOFError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: expected an MRC file; {error}") from error
-    if compressed:
-        raise InputError(f"{path}: expected an MRC file, got a compressed one: unpack it")
     mode = int(header.mode)
     try:
         dtype = mrcfile.utils.dtype_from_mode(mode).newbyteorder(header.mode.dtype.byteorder)
@@ -61,6 +59,17 @@ def read_header(path: PathLike) -> Header:
     axes = tuple(int(n) for n in (header.mapc, header.mapr, header.maps))
     pixel_size = size if 0 < size < math.inf else 0.0
     return Header(path, shape, dtype, offset, pixel_size, axes if any(axes) else (1, 2, 3), labels)
+
+
+def _check_start(path: Path) -> None:
+    """An error for files whose header would have all of them, or gigabytes, read."""
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh":
+        raise InputError(f"{path}: expected an MRC file, got a compressed one: unpack it")
+    extended = min(int.from_bytes(start[92:96], order) for order in ("little", "big"))
+    if len(start) < 1024 or 1024 + extended > path.stat().st_size:
+        raise InputError(f"{path}: expected an MRC file, got {path.stat().st_size} bytes without its header")
 
 
 def add_labels(file: Any, labels: Sequence[str]) -> None:

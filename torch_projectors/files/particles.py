@@ -111,7 +111,9 @@ class Particles:
             .to_numpy(np.float64)
         )
         missing = self.table["rlnImageName"].isna() | (parts[2] == "")
-        bad = np.flatnonzero(~((number >= 1) & (number < 2**31) & (number % 1 == 0)) | missing.to_numpy())
+        bad = np.flatnonzero(
+            ~((number >= 1) & (number < 2**31) & (number == np.floor(number))) | missing.to_numpy()
+        )
         if len(bad):
             raise InputError(
                 f"{self.path}: rlnImageName: expected names like 000001@folder/stack.mrcs, got {names.iloc[bad[0]]!r} "
