@@ -15,6 +15,9 @@ from .spectrum import frequencies
 # Planck's constant, the charge and mass of the electron, and the speed of light, in SI units.
 _H, _E, _M, _C = 6.62607015e-34, 1.602176634e-19, 9.1093837015e-31, 299792458.0
 
+# What parameters of an image may be; beyond these the function is no number, or that of no microscope.
+LIMITS = {"voltage": (1.0, 10000.0), "amplitude_contrast": (-1.0, 1.0)}
+
 
 def wavelength(voltage: Any) -> Any:
     """Of electrons, relativistic, in Å; the voltage in kV, a number or a tensor."""

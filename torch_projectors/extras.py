@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import InputError
 
-EXTRAS = {"mrcfile": "io", "starfile": "io", "matplotlib": "plot", "rich": "plot"}
+EXTRAS = {"mrcfile": "io", "starfile": "io", "pandas": "io", "matplotlib": "plot", "rich": "plot"}
 
 
 def need(module: str) -> Any:

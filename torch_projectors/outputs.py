@@ -6,9 +6,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
+
+PathLike = Union[str, "os.PathLike[str]"]
 
 
 class OutputError(Exception):
@@ -16,7 +18,7 @@ class OutputError(Exception):
 
 
 @contextmanager
-def new_folder(path: Union[str, os.PathLike[str]], marker: str, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: PathLike, marker: str, overwrite: bool = False) -> Iterator[Path]:
     """A folder to fill, which appears under its name when the block ends, and not at all if the block raises.
 
     `marker` names a file that the block writes. Only a folder with such a file, or an empty one, is overwritten.
@@ -45,24 +47,28 @@ def new_folder(path: Union[str, os.PathLike[str]], marker: str, overwrite: bool 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_new(paths: Sequence[Union[str, os.PathLike[str]]], overwrite: bool = False) -> None:
-    """An error, before any work, if one of the files could not be written."""
+def check_new(
+    paths: Sequence[PathLike], overwrite: bool = False, inputs: Sequence[Optional[PathLike]] = ()
+) -> None:
+    """An error, before any work, if one of the files could not be written, or is one of the inputs."""
+    read = {Path(path).resolve() for path in inputs if path is not None}
     for path in map(Path, paths):
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder; name a file")
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists; name another, or replace it with --overwrite")
         try:
-            path.absolute().parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path.absolute().parent).close()
+            if path.is_dir():
+                raise OutputError(f"{path} is a folder; name a file")
+            if path.resolve() in read:
+                raise OutputError(f"{path} is an input; name another")
+            if path.exists() and not overwrite:
+                raise OutputError(f"{path} exists; name another, or replace it with --overwrite")
+            tempfile.TemporaryFile(dir=_existing_parent(path)).close()
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def check_space(path: Union[str, os.PathLike[str]], needed: float) -> None:
+def check_space(path: PathLike, needed: float) -> None:
     """An error, before any work, if the disk of a file has not as many bytes free."""
     try:
-        free = shutil.disk_usage(Path(path).absolute().parent).free
+        free = shutil.disk_usage(_existing_parent(Path(path))).free
     except OSError:
         return
     if free < needed:
@@ -72,12 +78,15 @@ def check_space(path: Union[str, os.PathLike[str]], needed: float) -> None:
 
 
 @contextmanager
-def new_files(paths: Sequence[Union[str, os.PathLike[str]]], overwrite: bool = False) -> Iterator[list[Path]]:
+def new_files(paths: Sequence[PathLike], overwrite: bool = False) -> Iterator[list[Path]]:
     """Names to write under; the files get their own names when the block ends, and are removed if it raises."""
     final = [Path(path) for path in paths]
     check_new(final, overwrite)
     temporary = [path.with_name(f".{os.getpid()}-{path.name}") for path in final]
+    made = [folder for path in final for folder in path.absolute().parents if not folder.exists()]
     try:
+        for path in final:
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         check_new(final, overwrite)  # again: this may have taken long
         for written, path in zip(temporary, final):
@@ -87,6 +96,14 @@ def new_files(paths: Sequence[Union[str, os.PathLike[str]]], overwrite: bool = F
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):  # those with a result in them stay
+                folder.rmdir()
+
+
+def _existing_parent(path: Path) -> Path:
+    """The innermost folder around a path that is there; a file in its place fails where it is used."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
 
 
 def _check_replaceable(path: Path, marker: str, overwrite: bool) -> None:

@@ -1,7 +1,7 @@
 """Files of the field: maps and stacks of images (MRC), and tables of particles (STAR)."""
 
-from .maps import read_map, write_map
+from .maps import read_map, read_mask, write_map
 from .particles import Particles
 from .stacks import Stacks, StackWriter
 
-__all__ = ["Particles", "StackWriter", "Stacks", "read_map", "write_map"]
+__all__ = ["Particles", "StackWriter", "Stacks", "read_map", "read_mask", "write_map"]

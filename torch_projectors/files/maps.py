@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..extras import need
-from .mrc import PathLike, read_header
+from .mrc import PathLike, add_labels, read_header
 
 
 def read_map(path: PathLike) -> tuple[Tensor, float]:
@@ -30,15 +30,23 @@ def read_map(path: PathLike) -> tuple[Tensor, float]:
     return density, header.pixel_size
 
 
+def read_mask(path: PathLike, shape: Sequence[int]) -> Tensor:
+    """A mask `[D, H, W]` of a shape, of values from 0 to 1."""
+    mask, _ = read_map(path)
+    if mask.shape != tuple(shape):
+        expected, got = (" x ".join(str(n) for n in reversed(x)) for x in (tuple(shape), mask.shape))
+        raise InputError(f"{path}: expected a mask of {expected} pixels, as the map, got {got}")
+    if mask.min() < -1e-3 or mask.max() > 1.001 or not mask.any():
+        raise InputError(
+            f"{path}: expected a mask of values from 0 to 1, got {mask.min():g} to {mask.max():g}"
+        )
+    return mask.clamp(0, 1)
+
+
 def write_map(path: PathLike, density: Tensor, pixel_size: float, labels: Sequence[str] = ()) -> None:
-    """A volume `[D, H, W]` as MRC in float32; each label, at most 80 characters, goes into the header."""
+    """A volume `[D, H, W]` as MRC in float32, with up to nine labels of 80 characters in its header."""
     with need("mrcfile").new(path, overwrite=True) as file:
         file.set_data(density.detach().cpu().to(torch.float32).numpy())
         file.set_volume()
         file.voxel_size = pixel_size
-        for label in labels:
-            file.add_label(_ascii(label))
-
-
-def _ascii(label: str) -> str:
-    return label.encode("ascii", "replace").decode()[:80]
+        add_labels(file, labels)

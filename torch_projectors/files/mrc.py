@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
@@ -22,7 +24,7 @@ class Header(NamedTuple):
     shape: tuple[int, int, int]  # sections, rows, columns
     dtype: np.dtype
     offset: int  # bytes before the first value
-    pixel_size: float  # Å, of columns; 0 where the file has none
+    pixel_size: float  # Å, along x; 0 where the file has none
     axes: tuple[int, int, int]  # which of x, y, z (1, 2, 3) columns, rows and sections are
     labels: tuple[str, ...]
 
@@ -33,10 +35,11 @@ def read_header(path: PathLike) -> Header:
         raise InputError(f"{path}: there is no such file")
     mrcfile = need("mrcfile")
     try:
+        _check_start(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of labels and map types, on which nothing here depends
             with mrcfile.open(path, header_only=True, permissive=True) as file:
-                header, size, labels = file.header, file.voxel_size.copy(), tuple(file.get_labels())
+                header, size, labels = file.header, float(file.voxel_size.x), tuple(file.get_labels())
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: expected an MRC file; {error}") from error
     mode = int(header.mode)
@@ -48,13 +51,32 @@ def read_header(path: PathLike) -> Header:
     if min(shape) < 1 or dtype.kind == "c":
         raise InputError(f"{path}: expected real values, got mode {mode} and {_size(shape)} of them")
     offset = 1024 + int(header.nsymbt)
-    expected, found = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, path.stat().st_size
+    expected, found = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
     if found < expected:
         raise InputError(
             f"{path}: the file is cut short: {_size(shape)} values take {expected} bytes, it has {found}"
         )
     axes = tuple(int(n) for n in (header.mapc, header.mapr, header.maps))
-    return Header(path, shape, dtype, offset, float(size.x), axes if any(axes) else (1, 2, 3), labels)
+    pixel_size = size if 0 < size < math.inf else 0.0
+    return Header(path, shape, dtype, offset, pixel_size, axes if any(axes) else (1, 2, 3), labels)
+
+
+def _check_start(path: Path) -> None:
+    """An error for files whose header would have all of them, or gigabytes, read."""
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh":
+        raise InputError(f"{path}: expected an MRC file, got a compressed one: unpack it")
+    extended = min(int.from_bytes(start[92:96], order) for order in ("little", "big"))
+    if len(start) < 1024 or 1024 + extended > path.stat().st_size:
+        raise InputError(f"{path}: expected an MRC file, got {path.stat().st_size} bytes without its header")
+
+
+def add_labels(file: Any, labels: Sequence[str]) -> None:
+    """As many as there is room for in an open file of mrcfile, 80 characters of each."""
+    room = len(file.header.label) - int(file.header.nlabl)
+    for label in labels[:room]:
+        file.add_label("".join(c if " " <= c <= "~" else "?" for c in label[:80]))
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -11,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import conventions
-from ..ctf import Ctf
-from ..errors import InputError
+from ..ctf import LIMITS, Ctf
+from ..errors import InputError, first_line
 from ..extras import need
 from .mrc import PathLike
 from .stacks import Stacks
@@ -61,11 +63,11 @@ class Particles:
         self._images, self._with_images = images, with_images
         if len(table) == 0:
             raise InputError(f"{path}: expected particles, got a table without rows")
-        self.pixel_size = pixel_size
+        if pixel_size is not None and not 0 < pixel_size < math.inf:
+            raise InputError(f"{path}: expected a pixel size > 0, got {pixel_size:g} Å")
         if with_images:
             self._find_stacks()
-        if pixel_size is None:
-            self.pixel_size = self._pixel_size(with_images)
+        self.pixel_size = self._pixel_size(with_images) if pixel_size is None else pixel_size
 
     @classmethod
     def read(
@@ -87,23 +89,15 @@ class Particles:
         """
         if not Path(path).is_file():
             raise InputError(f"{path}: there is no such file")
-        starfile, pandas = need("starfile"), need_pandas()
-        try:
-            blocks = starfile.read(path, always_dict=True)
-        except Exception as error:  # what it raises for a file that is none is up to it
-            raise InputError(f"{path}: expected a STAR file; {type(error).__name__}: {error}") from error
-        tables = {name: block for name, block in blocks.items() if isinstance(block, pandas.DataFrame)}
+        tables = _read_tables(path)
         needed = "rlnImageName" if with_images else ANGLES[0]
-        fitting = [name for name, block in tables.items() if needed in block.columns]
+        fitting = [name for name, table in tables.items() if needed in table]
         if not fitting:
-            found = ", ".join(f"data_{name} ({', '.join(map(str, block))})" for name, block in blocks.items())
+            found = ", ".join(f"data_{name} ({', '.join(map(str, table))})" for name, table in tables.items())
             what = "which names the images" if with_images else "the orientations"
             raise InputError(f"{path}: no column {needed}, {what}; found {found or 'no table'}")
         name = "particles" if "particles" in fitting else fitting[0]
-        optics = tables.get("optics")
-        if optics is None and isinstance(blocks.get("optics"), dict):
-            optics = pandas.DataFrame([blocks["optics"]])  # a table of one row that is no loop
-        return cls(path, tables[name], optics, images, pixel_size, name, with_images)
+        return cls(path, tables[name], tables.get("optics"), images, pixel_size, name, with_images)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -111,16 +105,23 @@ class Particles:
     def _find_stacks(self) -> None:
         names = self.table["rlnImageName"].astype(str)
         parts = names.str.rpartition("@")
-        number = need_pandas().to_numeric(parts[0].where(parts[1] == "@", "1"), errors="coerce")
-        bad = np.flatnonzero(~(number >= 1).to_numpy())
+        number = (
+            need("pandas")
+            .to_numeric(parts[0].where(parts[1] == "@", "1"), errors="coerce")
+            .to_numpy(np.float64)
+        )
+        missing = self.table["rlnImageName"].isna() | (parts[2] == "")
+        bad = np.flatnonzero(
+            ~((number >= 1) & (number < 2**31) & (number == np.floor(number))) | missing.to_numpy()
+        )
         if len(bad):
             raise InputError(
                 f"{self.path}: rlnImageName: expected names like 000001@folder/stack.mrcs, got {names.iloc[bad[0]]!r} "
                 f"in row {bad[0] + 1}"
             )
-        codes, stacks = need_pandas().factorize(parts[2])
+        codes, stacks = need("pandas").factorize(parts[2])
         self.files = torch.from_numpy(codes.astype(np.int64))
-        self.places = torch.from_numpy(number.to_numpy().astype(np.int64) - 1)
+        self.places = torch.from_numpy(number.astype(np.int64) - 1)
         folder = self._folder(str(stacks[0]))
         self.stacks = Stacks([folder / name for name in stacks])
 
@@ -139,21 +140,38 @@ class Particles:
 
     def numbers(self, column: str, default: Optional[float] = None) -> Tensor:
         """A column `[P]` in float64, taken from the optics group of each particle where the table lacks it."""
-        pandas = need_pandas()
-        if column in self.table:
-            values = self.table[column]
-        elif self.optics is not None and column in self.optics:
-            groups = self.optics.set_index("rlnOpticsGroup")[column]
-            values = self.table["rlnOpticsGroup"].map(groups)
-        elif default is not None:
+        if default is not None and self._missing([column]):
             return torch.full((len(self),), default, dtype=torch.float64)
-        else:
-            raise InputError(self._lacks([column]))
-        values = pandas.to_numeric(values, errors="coerce").to_numpy(np.float64)
+        given = self._values(column)
+        values = need("pandas").to_numeric(given, errors="coerce").to_numpy(np.float64)
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            raise InputError(f"{self.path}: {column}: expected numbers, got none in row {bad[0] + 1}")
+            raise InputError(
+                f"{self.path}: {column}: expected numbers, got {given.iloc[bad[0]]} in row {bad[0] + 1}"
+            )
         return torch.from_numpy(values.copy())
+
+    def _values(self, column: str) -> Any:
+        """A column as it stands, of the table or of the optics group of each particle."""
+        self.require([column])
+        if column in self.table:
+            return self.table[column]
+        if "rlnOpticsGroup" not in self.table or "rlnOpticsGroup" not in self.optics:
+            raise InputError(self._lacks(["rlnOpticsGroup"], f" in both tables, to find {column} by"))
+        groups = self.optics["rlnOpticsGroup"]
+        if groups.duplicated().any():
+            twice = groups[groups.duplicated()].iloc[0]
+            raise InputError(
+                f"{self.path}: data_optics: expected each rlnOpticsGroup once, got {twice} again"
+            )
+        of_particles = self.table["rlnOpticsGroup"]
+        unknown = np.flatnonzero(~of_particles.isin(groups))
+        if len(unknown):
+            raise InputError(
+                f"{self.path}: rlnOpticsGroup: expected one of data_optics ({', '.join(map(str, groups))}), got "
+                f"{of_particles.iloc[unknown[0]]} in row {unknown[0] + 1}"
+            )
+        return of_particles.map(self.optics.set_index("rlnOpticsGroup")[column])
 
     def has(self, columns: Iterable[str]) -> bool:
         return not self._missing(columns)
@@ -191,8 +209,9 @@ class Particles:
                     )
                 )
             return size
-        if not (sizes > 0).all():
-            raise InputError(f"{self.path}: expected pixel sizes > 0, got {sizes.min().item():g} Å")
+        wrong = sizes[~((sizes > 0) & (sizes < math.inf))]
+        if len(wrong):
+            raise InputError(f"{self.path}: expected pixel sizes > 0, got {wrong[0].item():g} Å")
         if (sizes.max() - sizes.min()) > 1e-4 * sizes.max():
             found = ", ".join(f"{size:g}" for size in sizes.unique().tolist()[:5])
             raise InputError(
@@ -206,16 +225,21 @@ class Particles:
         self.require(ANGLES, " (the orientations)")
         angles = torch.stack([self.numbers(name) for name in ANGLES], -1)
         # Either pair; without both, particles are centred.
-        if self.has(ORIGINS_ANGSTROM):
-            origins, unit = (
-                torch.stack([self.numbers(name) for name in ORIGINS_ANGSTROM], -1),
-                self.pixel_size,
+        for names, unit in ((ORIGINS_ANGSTROM, self.pixel_size), (ORIGINS_PIXELS, 1.0)):
+            missing = self._missing(names)
+            if len(missing) == 1:
+                raise InputError(self._lacks(missing, f", which goes with {names[missing[0] == names[0]]}"))
+            if not missing:
+                origins = torch.stack([self.numbers(name) for name in names], -1)
+                return conventions.from_relion(angles, origins, self._known(unit))
+        return conventions.from_relion(angles)
+
+    def _known(self, pixel_size: Optional[float]) -> float:
+        if pixel_size is None:
+            raise InputError(
+                self._lacks(["rlnImagePixelSize"], ", and so no unit of origins in Å: give a pixel size")
             )
-        elif self.has(ORIGINS_PIXELS):
-            origins, unit = torch.stack([self.numbers(name) for name in ORIGINS_PIXELS], -1), 1.0
-        else:
-            origins, unit = torch.zeros(len(self), 2, dtype=torch.float64), 1.0
-        return conventions.from_relion(angles, origins, unit)
+        return pixel_size
 
     def ctf(self) -> Ctf:
         """Parameters of the transfer function, `[P]` each."""
@@ -224,11 +248,22 @@ class Particles:
             " (the transfer function); --no-ctf goes without, for images that have none",
         )
         u, v = (self.numbers(name) for name in DEFOCUS[:2])
+        voltage, cs, contrast = (self.numbers(name) for name in MICROSCOPE)
+        for name, values, limits in (
+            (MICROSCOPE[0], voltage, LIMITS["voltage"]),
+            (MICROSCOPE[2], contrast, LIMITS["amplitude_contrast"]),
+        ):
+            wrong = values[(values < limits[0]) | (values > limits[1])]
+            if len(wrong):
+                expected = " to ".join(f"{limit:g}" for limit in limits)
+                raise InputError(f"{self.path}: {name}: expected {expected}, got {wrong[0].item():g}")
         return Ctf(
             u,
             v,
             self.numbers("rlnDefocusAngle", 0.0),
-            *(self.numbers(name) for name in MICROSCOPE),
+            voltage,
+            cs,
+            contrast,
             self.numbers("rlnPhaseShift", 0.0),
             self.numbers("rlnCtfBfactor", 0.0),
             self.numbers("rlnCtfScalefactor", 1.0),
@@ -256,8 +291,7 @@ class Particles:
 
     def groups(self, column: str) -> tuple[Tensor, list[str]]:
         """The group `[P]` of each particle by the values of a column, and their names."""
-        self.require([column])
-        codes, names = need_pandas().factorize(self.table[column])
+        codes, names = need("pandas").factorize(self._values(column), use_na_sentinel=False)
         return torch.from_numpy(codes.astype(np.int64)), [str(name) for name in names]
 
     def images(self, index: Tensor) -> Tensor:
@@ -299,11 +333,14 @@ class Particles:
     def with_poses(self, rotations: Tensor, shifts: Tensor) -> Particles:
         """The same particles at other poses: rotations `[P, 3, 3]`, shifts `[P, 2]` in pixels."""
         table = self.table.copy()
-        in_angstrom = not self.has(ORIGINS_PIXELS)
-        angles, origins = conventions.to_relion(rotations, shifts, self.pixel_size if in_angstrom else 1.0)
-        for name, values in zip(ANGLES, angles.unbind(-1)):
-            table[name] = values.cpu().numpy()
-        for name, values in zip(ORIGINS_ANGSTROM if in_angstrom else ORIGINS_PIXELS, origins.unbind(-1)):
+        angles, origins = conventions.to_relion(rotations, shifts)
+        columns = dict(zip(ANGLES, angles.unbind(-1)))
+        in_pixels = self.has(ORIGINS_PIXELS)
+        if in_pixels:
+            columns.update(zip(ORIGINS_PIXELS, origins.unbind(-1)))
+        if not in_pixels or self.has(ORIGINS_ANGSTROM):
+            columns.update(zip(ORIGINS_ANGSTROM, (origins * self._known(self.pixel_size)).unbind(-1)))
+        for name, values in columns.items():
             table[name] = values.cpu().numpy()
         return self._replaced(table)
 
@@ -318,6 +355,22 @@ class Particles:
         need("starfile").write({**tables, self.block: self.table}, path)
 
 
-def need_pandas() -> Any:
-    need("starfile")  # which brings it
-    return need("pandas")
+def _read_tables(path: PathLike) -> dict[str, Any]:
+    """The blocks of a STAR file by name; one that is no loop is a table of one row."""
+    starfile, pandas = need("starfile"), need("pandas")
+    try:
+        blocks = starfile.read(path, always_dict=True)
+    except Exception as error:  # what it raises for a file that is none is up to it
+        linecache.clearcache()  # through which it reads, and would read the same again
+        raise InputError(
+            f"{path}: expected a STAR file; {type(error).__name__}: {first_line(error)}"
+        ) from error
+    tables = {
+        name: block if isinstance(block, pandas.DataFrame) else pandas.DataFrame([block or {}])
+        for name, block in blocks.items()
+    }
+    for name, table in tables.items():
+        if table.columns.duplicated().any():
+            twice = table.columns[table.columns.duplicated()][0]
+            raise InputError(f"{path}: data_{name}: expected each column once, got {twice} again")
+    return tables

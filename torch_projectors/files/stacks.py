@@ -13,14 +13,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..extras import need
-from .maps import _ascii
-from .mrc import Header, PathLike, read_header
+from .mrc import Header, PathLike, add_labels, read_header
 
 
 class Stacks:
     """Images by the number of their file, and their place in it.
 
-    Headers are read, and sizes of files compared with them, when a file is first asked for; `check` does so for all.
+    Headers are read, and sizes of files compared with them, when a file is first asked for.
     """
 
     def __init__(self, paths: Sequence[PathLike]) -> None:
@@ -29,7 +28,12 @@ class Stacks:
 
     def header(self, file: int) -> Header:
         if file not in self._headers:
-            self._headers[file] = read_header(self.paths[file])
+            header = read_header(self.paths[file])
+            if header.axes[:2] != (1, 2):
+                raise InputError(
+                    f"{header.path}: expected columns along x and rows along y, got axes {header.axes}"
+                )
+            self._headers[file] = header
         return self._headers[file]
 
     def problem(self, file: int, last: int, shape: Optional[tuple[int, int]] = None) -> Optional[str]:
@@ -41,8 +45,7 @@ class Stacks:
         if last >= header.shape[0]:
             return f"{header.path}: expected at least {last + 1} images, got {header.shape[0]}"
         if shape is not None and header.shape[1:] != shape:
-            theirs, ours = (f"{w} x {h}" for h, w in (header.shape[1:], shape))
-            return f"{header.path}: expected images of {ours} pixels as in the first stack, got {theirs}"
+            return _other_shape(header, shape)
         return None
 
     def read(self, files: Tensor, places: Tensor) -> Tensor:
@@ -56,6 +59,8 @@ class Stacks:
         starts = np.flatnonzero(np.concatenate([np.ones(min(n, 1), bool), ~follows]))
         for start, stop in zip(starts, [*starts[1:], n]):
             header = self.header(int(files[start]))
+            if header.shape[1:] != shape:
+                raise InputError(_other_shape(header, shape))
             first, count = int(places[start]), int(stop - start)
             offset = header.offset + first * shape[0] * shape[1] * header.dtype.itemsize
             try:
@@ -66,6 +71,11 @@ class Stacks:
                     f"{header.path}: cannot read images {first + 1} to {first + count}: {error}"
                 ) from error
         return torch.from_numpy(images)
+
+
+def _other_shape(header: Header, shape: tuple[int, int]) -> str:
+    theirs, ours = (f"{w} x {h}" for h, w in (header.shape[1:], shape))
+    return f"{header.path}: expected images of {ours} pixels as in the first stack, got {theirs}"
 
 
 class StackWriter:
@@ -86,8 +96,7 @@ class StackWriter:
         with need("mrcfile").new(path, np.zeros((1, *shape), np.float32), overwrite=True) as file:
             file.set_image_stack()
             file.voxel_size = pixel_size
-            for label in labels:
-                file.add_label(_ascii(label))
+            add_labels(file, labels)
             file.flush()
             self._header = file.header.copy()
         self._written, self._sum, self._square = 0, 0.0, 0.0

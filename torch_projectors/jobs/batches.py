@@ -86,6 +86,8 @@ class Source:
                 yield self._batch(waiting[0], waiting[1].result())
 
     def _batch(self, index: Tensor, images: Tensor) -> Batch:
+        if len(index) == 0:
+            return self._none(index)
         images = images.to(self.device, self.dtype)
         least, most = images.flatten(1).aminmax(dim=1)
         usable = (torch.isfinite(most - least) & (most > least)).cpu()
@@ -101,8 +103,16 @@ class Source:
             self._leave_out_or_raise(found)
             self.bad.update(found)
             index, images = index[usable], images[usable.to(images.device)]
+            if len(index) == 0:
+                return self._none(index)
         spectra = cropped(realspace.to_spectrum(images, 2), (self.full,) * 2, (self.box,) * 2)
         return Batch(index, spectra, self.ctf(index))
+
+    def _none(self, index: Tensor) -> Batch:
+        # No library transforms nothing.
+        shape = (0, self.box, self.box // 2 + 1)
+        spectra = torch.zeros(shape, dtype=self.dtype.to_complex(), device=self.device)
+        return Batch(index, spectra, None if self.parameters is None else spectra.real)
 
     def ctf(self, index: Tensor) -> Optional[Tensor]:
         """Transfer functions `[n, h, w//2+1]`."""

@@ -8,12 +8,13 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..outputs import OutputError
 from .progress import say
 from .ranks import Ranks
@@ -96,7 +97,7 @@ class Checkpoint:
         try:
             state = torch.load(path, weights_only=True, mmap=True)
         except Exception as error:  # what torch raises for a file that is none is up to it
-            raise InputError(f"{path}: expected what an interrupted run left; {error}") from error
+            raise InputError(f"{path}: expected what an interrupted run left; {first_line(error)}") from error
         if state["key"] != self.key:
             raise InputError(
                 f"{self.folder} was left by a run with other options or other files: repeat that command with "
@@ -116,7 +117,9 @@ class Checkpoint:
                 path.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:
             new.unlink(missing_ok=True)
-            raise OutputError(f"cannot keep results in {self.folder}: {error}") from error
+            with suppress(OSError):  # there if it holds what was kept earlier
+                self.folder.rmdir()
+            raise OutputError(f"cannot keep results in {self.folder}: {first_line(error)}") from error
         self._merged = []
 
     def remove(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from ..errors import InputError
 from ..files import Particles
 from ..files.mrc import read_header
-from ..files.particles import DEFOCUS, MICROSCOPE
+from ..files.particles import ANGLES, DEFOCUS, MICROSCOPE
 
 
 def describe(path: Union[str, Path]) -> str:
@@ -55,16 +55,19 @@ def _particles(path: Path) -> str:
         lines.append(f"  {len(problems)} cannot be used: {next(iter(problems.values()))}")
     if particles.optics is not None:
         lines.append(f"  {len(particles.optics)} optics groups")
-    if particles.has([*DEFOCUS, *MICROSCOPE]):
+    if particles.has([*DEFOCUS[:2], *MICROSCOPE]):
         u = particles.numbers(DEFOCUS[0])
         voltages = " and ".join(f"{v:g}" for v in torch.unique(particles.numbers(MICROSCOPE[0])).tolist())
         lines.append(f"  transfer functions: defocus {u.min():.0f} to {u.max():.0f} Å at {voltages} kV")
     else:
         lines.append("  no transfer functions")
-    _, shifts = particles.poses()
-    lines.append(
-        f"  shifts: {shifts.std():.2f} pixels (standard deviation), at most {shifts.abs().max():.2f}"
-    )
+    if particles.has(ANGLES):
+        _, shifts = particles.poses()
+        lines.append(
+            f"  shifts: {shifts.std():.2f} pixels (standard deviation), at most {shifts.abs().max():.2f}"
+        )
+    else:
+        lines.append("  no orientations")
     if particles.has(["rlnRandomSubset"]):
         lines.append("  halves: rlnRandomSubset")
     ignored = particles.not_applied()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from ..errors import InputError
-from ..files import read_map
+from ..files import read_map, read_mask
 from ..outputs import check_new, new_files
 from . import correlation, plots, record
 
@@ -42,7 +43,7 @@ def run(
         if Path(output).suffix != ".png":
             raise InputError(f"-o: expected the name of a picture, ending in .png, got {output}")
         paths = [Path(output), Path(output).with_suffix(".json")]
-        check_new(paths, overwrite)
+        check_new(paths, overwrite, [map, other, mask])
     a, size = read_map(map)
     b, other_size = read_map(other)
     if a.shape != b.shape:
@@ -55,13 +56,12 @@ def run(
                 "--pixel-size says what it is"
             )
         pixel_size = size if size > 0 else 1.0
-    inside = None
-    if mask is not None:
-        inside, _ = read_map(mask)
-        if inside.shape != a.shape:
-            raise InputError(
-                f"{mask}: expected the box of the maps, {tuple(a.shape)}, got {tuple(inside.shape)}"
-            )
+    if not 0 < pixel_size < math.inf:
+        raise InputError(f"--pixel-size: expected a number > 0, got {pixel_size:g}")
+    for path, x in ((map, a), (other, b)):
+        if x.min() == x.max():
+            raise InputError(f"{path}: expected a map with something in it, got {x.min():g} everywhere")
+    inside = None if mask is None else read_mask(mask, a.shape)
     curves = correlation.compare(a, b, inside, seed)
     box = max(a.shape)
     made = record.facts("fsc", "cpu", {name: value for name, value in options.items() if name != "overwrite"})

@@ -38,14 +38,16 @@ def peak() -> float:
     return float(most if sys.platform == "darwin" else most * 1024)
 
 
-def check(needed: float, fixed: float, box: int, oversampling: float, device: torch.device) -> None:
+def check(
+    needed: float, fixed: float, box: int, oversampling: float, device: torch.device, with_box: bool = True
+) -> None:
     """An error where `needed` bytes are not there; all but `fixed` grow as (box * oversampling)^3."""
     there = available(device)
     if needed <= there:
         return
     share = max((there - fixed) / (needed - fixed), 0.0) ** (1 / 3)
     smaller, less = int(box * share) // 2 * 2, oversampling * share
-    fits = [f"--box {smaller}"] if smaller >= 16 else []
+    fits = [f"--box {smaller}"] if with_box and smaller >= 16 else []
     if less >= 1:
         fits.append(f"--oversampling {int(less * 10) / 10:g}")
     raise InputError(

@@ -12,18 +12,26 @@ import torch
 from torch import Tensor
 
 from .. import conventions, forward_project, realspace, rotations
-from ..ctf import Ctf
+from ..ctf import LIMITS, Ctf
 from ..errors import InputError
 from ..extras import need
 from ..files import Particles, StackWriter, read_map
 from ..files.particles import ANGLES, DEFOCUS, MICROSCOPE, ORIGINS_ANGSTROM
 from ..outputs import check_new, check_space, new_files
-from . import record
+from . import memory, record
 from .interrupts import Interrupted, deferred
 from .progress import bar
 from .ranks import checked_device
 
+OF_OTHER_IMAGES = [
+    "rlnImagePixelSize",
+    "rlnImageSize",
+    "rlnCtfDataAreCtfPremultiplied",
+    "rlnCtfDataArePhaseFlipped",
+]
 BATCH_BYTES = 128 * 2**20
+# At most, of the padded map as it is transformed, and of images from spectrum to noise.
+BYTES_OF_A_POINT, BYTES_OF_A_PIXEL = 16, 32
 
 
 def run(
@@ -81,7 +89,7 @@ def run(
     if output.suffix != ".mrcs":
         raise InputError(f"-o: expected the name of a stack, ending in .mrcs, got {output}")
     paths = [output, output.with_suffix(".star"), output.with_suffix(".json")]
-    check_new(paths, overwrite)
+    check_new(paths, overwrite, [map, star])
     where = checked_device(device)
     volume, in_header = read_map(map)
     if len(set(volume.shape)) != 1:
@@ -89,7 +97,7 @@ def run(
             f"{map}: expected equal axes, got {' x '.join(str(n) for n in reversed(volume.shape))}"
         )
     pixel_size = in_header if pixel_size is None else pixel_size
-    if not pixel_size > 0:
+    if not 0 < pixel_size < math.inf:
         raise InputError(f"{map}: no pixel size in its header: give one with --pixel-size")
     edge = volume.shape[-1]
     box = edge if box is None else box
@@ -97,9 +105,18 @@ def run(
         raise InputError(f"--box: expected 8 to {edge}, the box of the map, got {box}")
     if snr is not None and not 0 < snr < math.inf:
         raise InputError(f"--snr: expected a number > 0, got {snr:g}")
+    padded = oversampling * edge
+    if not 1 <= oversampling < math.inf or abs(padded - round(padded)) > 1e-6 * padded:
+        raise InputError(
+            f"--oversampling: expected at least 1, and a whole number of points for {edge} pixels, got {oversampling:g}"
+        )
+    images = max(1, BATCH_BYTES // (box * box * 12))
+    fixed = images * box * box * BYTES_OF_A_PIXEL
+    memory.check(padded**3 * BYTES_OF_A_POINT + fixed, fixed, edge, oversampling, where, with_box=False)
     spacing = pixel_size * edge / box
     generator = torch.Generator().manual_seed(seed)
     if star is None:
+        check_space(output, count * box * box * 4)
         if ctf:
             raise InputError(
                 "--ctf applies the transfer function of a STAR file: give --star, or --defocus LOW HIGH"
@@ -118,9 +135,10 @@ def run(
         if defocus is not None:
             raise InputError("--defocus: expected without --star, whose columns --ctf applies")
         particles = Particles.read(star, with_images=False)
+        if particles.pixel_size is None:  # taken for that of the images here
+            particles.pixel_size = spacing
         turns, moves = particles.poses()
-        if particles.pixel_size is not None:  # else taken for that of the images here
-            moves = moves * (particles.pixel_size / spacing)
+        moves = moves * (particles.pixel_size / spacing)
         particles.pixel_size = spacing
         poses, parameters = (turns, moves), particles.ctf() if ctf else None
         table, optics = particles.with_poses(turns, moves).table, particles.optics
@@ -131,7 +149,6 @@ def run(
     reference = realspace.prepare(volume.to(where), 3, interpolation, oversampling)
     turns, moves = (x.to(where, torch.float32) for x in poses)
     deviation = None
-    batch = max(1, BATCH_BYTES // (box * box * 12))
     made = record.facts(
         "project", str(where), {name: value for name, value in options.items() if name != "overwrite"}
     )
@@ -140,7 +157,7 @@ def run(
         stop = context.enter_context(deferred())
         with StackWriter(stack_path, total, (box, box), spacing, record.labels(made)) as stack:
             advance = context.enter_context(bar("projecting", total))
-            for index in torch.arange(total).split(batch):
+            for index in torch.arange(total).split(images):
                 spectra = forward_project(
                     reference, turns[index], moves[index], (box, box), interpolation, oversampling, box / 2
                 )
@@ -175,6 +192,10 @@ def _drawn(
     """A table of particles all around, their poses, and the parameters of their transfer functions."""
     if count < 1:
         raise InputError(f"--count: expected at least 1, got {count}")
+    for option, value in (("voltage", microscope[0]), ("amplitude_contrast", microscope[2])):
+        low, high = LIMITS[option]
+        if not low <= value <= high:
+            raise InputError(f"--{option.replace('_', '-')}: expected {low:g} to {high:g}, got {value:g}")
     if not 0 <= deviation < math.inf:
         raise InputError(f"--shifts: expected a number >= 0, got {deviation:g}")
     if orientations == "random":
@@ -187,8 +208,8 @@ def _drawn(
     parameters = None
     if defocus is not None:
         low, high = defocus
-        if not low <= high:
-            raise InputError(f"--defocus: expected the lower value first, got {low:g} {high:g}")
+        if not -math.inf < low <= high < math.inf:
+            raise InputError(f"--defocus: expected two numbers, the lower one first, got {low:g} {high:g}")
         mean = low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
         half = 0.01 * mean * torch.rand(count, generator=generator, dtype=torch.float64)
         angle = 180 * torch.rand(count, generator=generator, dtype=torch.float64)
@@ -217,8 +238,9 @@ def _write_table(path: Path, table: Any, optics: Any, stack: Path, pixel_size: f
         table["rlnOpticsGroup"] = 1
         optics = pandas.DataFrame({"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["opticsGroup1"]})
         for name in MICROSCOPE:
-            if name in table:
+            if name in table and table[name].nunique() == 1:
                 optics[name] = table.pop(name).iloc[0]
-    optics = optics.copy()
+    # Of the images that the table named before.
+    table, optics = (x.drop(columns=OF_OTHER_IMAGES, errors="ignore") for x in (table, optics))
     optics["rlnImagePixelSize"], optics["rlnImageSize"], optics["rlnImageDimensionality"] = pixel_size, box, 2
     need("starfile").write({"optics": optics, "particles": table}, path)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 
 class RankError(InputError):
@@ -52,7 +52,7 @@ def _others() -> Iterator[None]:
     except RuntimeError as error:
         raise RankError(
             "another process of this job has ended: see its message; what this one did is kept, go on with --resume "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -79,5 +79,5 @@ def checked_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device: cannot compute on {device!r}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--device: cannot compute on {device!r}: {first_line(error)}") from error
     return chosen
