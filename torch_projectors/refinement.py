@@ -31,11 +31,11 @@ from .fourier import forward_project
 from .rotations import from_vectors
 from .spectrum import frequencies, halved, stored_shape
 
-# Rows of the Gram matrix that a step is made of: the image, its slice, and the slice's derivatives.
-IMAGE, SLICE, TURNS, MOVES, ROWS = 0, 1, slice(2, 5), slice(5, 7), 7
+# Rows of the Gram matrix that a step is made of: the image, its slice, and the slice's derivatives by turn and move.
+IMAGE, SLICE, ROWS = 0, 1, 7
 # Derivatives are differences over this part of a voxel of the map's spectrum, at the cutoff.
 DIFFERENCE = 0.5
-# Radius of a particle, in boxes: a turn moves phases by that much more than an equal part of a box.
+# Radius of a particle, in boxes: times an angle, how far a turn moves its rim.
 EXTENT = 0.35
 # No step moves phases at the cutoff by more radians than this.
 LONGEST_STEP = 1.5
