@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from particles import write_data
 
 from torch_projectors import __main__, outputs
 from torch_projectors.__main__ import main
+from torch_projectors.extras import EXTRAS
 from torch_projectors.files import Particles, StackWriter, read_map, write_map
 from torch_projectors.insertion import Insertion
 from torch_projectors.jobs import fsc, memory, plots, project, reconstruct, record
@@ -511,6 +513,12 @@ class TestPackages:
     ):
         monkeypatch.setitem(sys.modules, package, None)
         refused(command, package.partition(".")[0], f"pip install 'torch-projectors[{extra}]'")
+
+    def test_are_in_the_extras_that_are_named(self):
+        project_file = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+        for package, extra in EXTRAS.items():
+            listed = re.search(rf"^{extra} = (.*)$", project_file, re.MULTILINE)[1]
+            assert re.search(rf'"{package}\b', listed) or (package == "pandas" and "starfile" in listed)
 
 
 class TestInterrupts:
