@@ -105,7 +105,7 @@ def console() -> int:
     try:
         return main()
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: no result was written", file=sys.stderr)
         return 130
 
 

@@ -52,7 +52,7 @@ def work_through(
                     saved = time.monotonic()
         except (Interrupted, InputError) as error:
             if not checkpoint.done:
-                raise type(error)(f"{error}; nothing was written") from error
+                raise type(error)(f"{error}; no result was written") from error
             keep()
             count = sum(len(pieces[i]) for i in checkpoint.done)
             raise type(error)(

@@ -172,7 +172,7 @@ def run(
                 stack.append(signal)
                 advance(len(index))
                 if stop.requested:
-                    raise Interrupted("interrupted: nothing was written")
+                    raise Interrupted("interrupted: no result was written")
         _write_table(star_path, table, optics, output, spacing, box)
         made.update(images=total, pixel_size=spacing, box=box, noise_deviation=deviation)
         made["seconds"] = round(time.perf_counter() - start, 1)

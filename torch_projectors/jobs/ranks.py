@@ -77,7 +77,7 @@ def joined(device: str) -> Iterator[Ranks]:
 def checked_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # which a device without data has not
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"--device: cannot compute on {device!r}: {first_line(error)}") from error
     return chosen
