@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -101,12 +102,19 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def console() -> int:
-    """`main`, and Ctrl-C at any moment."""
+    """`main`, and Ctrl-C, or SIGTERM, at any moment."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         return main()
     except KeyboardInterrupt:
         print("interrupted: no result was written", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _add_demo(commands: Any) -> None:

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..files import read_map, read_mask
 from ..outputs import check_new, new_files
 from . import correlation, plots, record
+from .pieces import check_seed
 
 
 def run(
@@ -38,6 +39,7 @@ def run(
         What the JSON file holds.
     """
     options = dict(locals())
+    check_seed(seed)
     paths = []
     if output is not None:
         if Path(output).suffix != ".png":

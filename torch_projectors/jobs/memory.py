@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,20 @@ def available(device: torch.device) -> float:
     """Bytes that may be had; infinite where nothing tells."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
+    # The processes of a job on this machine share it.
+    return min(_free(), _free_in_group()) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _free_in_group() -> float:
+    """What a container, or a batch system, leaves of its limit."""
+    try:
+        limit, used = (Path("/sys/fs/cgroup", f"memory.{name}").read_text() for name in ("max", "current"))
+        return float("inf") if limit.strip() == "max" else float(limit) - float(used)
+    except (OSError, ValueError):
+        return float("inf")
+
+
+def _free() -> float:
     try:
         with open("/proc/meminfo") as file:
             lines = dict(line.split(":", 1) for line in file)

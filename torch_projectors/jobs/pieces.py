@@ -16,6 +16,11 @@ from .interrupts import Interrupted
 from .ranks import Ranks
 
 
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed: expected a number from 0 to 2^63 - 1, got {seed}")
+
+
 def work_through(
     task: str,
     pieces: Sequence[Tensor],
@@ -58,5 +63,4 @@ def work_through(
             raise type(error)(
                 f"{error}; what came of {count} particles is kept in {checkpoint.folder}: go on with --resume"
             ) from error
-    if ranks.size > 1:
-        keep()  # another process may end before the results are together
+    keep()  # what comes now may fail too: another process, or the disk

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..extras import need
@@ -36,10 +38,23 @@ def draw_refinement(path: Path, told: Mapping[str, Tensor]) -> None:
         (turned, told["degrees_moved"], "degrees moved"),
         (moved, told["pixels_moved"], "pixels moved"),
     ):
-        axes.hist(values.numpy(), bins=60)
+        axes.hist(values.numpy(), bins=_bins(values))
         axes.set(xlabel=label, ylabel="particles")
     for name in ("score_before", "score_after"):
-        scores.hist(told[name].numpy(), bins=60, alpha=0.6, label=name.partition("_")[2])
+        scores.hist(
+            told[name].numpy(),
+            bins=_bins(told["score_before"], told["score_after"]),
+            alpha=0.6,
+            label=name.partition("_")[2],
+        )
     scores.set(xlabel="correlation with the map", ylabel="particles")
     scores.legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _bins(*values: Tensor) -> Any:
+    """Limits of sixty bins for all values, which may all be the same."""
+    every = torch.cat([x.double() for x in values])
+    every = every[every.isfinite()]
+    low, high = (every.min().item(), every.max().item()) if len(every) else (0.0, 0.0)
+    return torch.linspace(low, max(high, low + 1e-3), 61, dtype=torch.float64).numpy()

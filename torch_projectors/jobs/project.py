@@ -20,6 +20,7 @@ from ..files.particles import ANGLES, DEFOCUS, MICROSCOPE, ORIGINS_ANGSTROM
 from ..outputs import check_new, check_space, new_files
 from . import memory, record
 from .interrupts import Interrupted, deferred
+from .pieces import check_seed
 from .progress import bar
 from .ranks import checked_device
 
@@ -114,6 +115,7 @@ def run(
     fixed = images * box * box * BYTES_OF_A_PIXEL
     memory.check(padded**3 * BYTES_OF_A_POINT + fixed, fixed, edge, oversampling, where, with_box=False)
     spacing = pixel_size * edge / box
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     if star is None:
         check_space(output, count * box * box * 4)

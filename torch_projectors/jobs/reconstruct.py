@@ -11,14 +11,16 @@ from torch import Tensor
 
 from .. import symmetry
 from ..errors import InputError
-from ..files import Particles, read_map, write_map
+from ..extras import need
+from ..files import Particles, read_mask, write_map
 from ..insertion import Insertion
-from ..outputs import check_new, new_files
+from ..outputs import OutputError, check_new, check_space, new_files
 from . import correlation, memory, noise, plots, progress, record
 from .batches import Batch, Source
 from .checkpoint import Checkpoint, fingerprint
 from .correlation import Curves
-from .pieces import work_through
+from .interrupts import Interrupted
+from .pieces import check_seed, work_through
 from .ranks import Ranks, joined
 
 # Images at once: what caches and new memory make fastest, and no more than this many bytes.
@@ -27,6 +29,7 @@ MOST_IMAGES, BYTES = 256, 384 * 2**20
 VOLUMES = 7
 # The sums depend on these options, and on the STAR file.
 MATTER = (
+    "images",
     "pixel_size",
     "oversampling",
     "interpolation",
@@ -90,20 +93,27 @@ def run(
         What the JSON file holds.
     """
     options = {name: value for name, value in locals().items() if name not in ("resume", "overwrite")}
-    _check(oversampling)
     paths = _paths(Path(output))
+    need("matplotlib.figure")
+    check_seed(seed)
     start = time.perf_counter()
     with joined(device) as ranks:
         if ranks.first:
-            check_new(list(paths.values()), overwrite)
+            check_new(list(paths.values()), overwrite, [star, mask])
         particles = Particles.read(star, images=images, pixel_size=pixel_size)
         dtype = torch.float64 if double else torch.float32
         source = Source(
             particles, box=box, with_ctf=not no_ctf, skip_bad=skip_bad, device=ranks.device, dtype=dtype
         )
         operators = _operators(point_group).to(ranks.device)
-        inside = _read_mask(mask, source)
+        _check_oversampling(oversampling, source.box)
+        inside = None
+        if mask is not None:
+            inside = read_mask(mask, (source.box,) * 3).to(ranks.device, dtype)
         halves_of, halves_by = _halves(particles, seed)
+        if policy == "wiener" and len(halves_of[source.good].unique()) < 2:
+            raise InputError("--policy wiener: expected images in both halves; --policy radial goes without")
+        check_space(paths["map"], 3 * 4 * source.box**3)
         piece = _piece(source)
         needed = memory_needed(source, oversampling, piece)
         memory.check(needed, _fixed(source, piece), source.box, oversampling, ranks.device)
@@ -159,13 +169,23 @@ def run(
         bad, counts = _reduce(sums, source.bad, ranks)
         if not ranks.first:
             return {}
+        if policy == "wiener" and not all(counts):
+            raise InputError(
+                f"--policy wiener: expected images in both halves, got {counts[0]} and {counts[1]}"
+            )
         made = record.facts("reconstruct", str(ranks.device), options)
         made["ranks"] = ranks.size
         made["images"] = {"in_map": sum(counts), "left_out": len(bad), "halves": counts}
         made["left_out_first"] = {str(index): why for index, why in sorted(bad.items())[:20]}
         made["seconds"], made["images_per_second"] = round(seconds, 1), round(sum(counts) / seconds, 1)
-        volumes, curves = _maps(sums, counts, policy, inside, seed)
-        _write(volumes, curves, source, paths, made, overwrite)
+        try:
+            volumes, curves = _maps(sums, counts, policy, inside, seed)
+            _write(volumes, curves, source, paths, made, overwrite)
+        except (InputError, OutputError, KeyboardInterrupt) as error:
+            kept = f"the sums of all images are kept in {checkpoint.folder}: go on with --resume"
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(f"interrupted; {kept}") from None
+            raise type(error)(f"{error}; {kept}") from error
         checkpoint.remove()
         say(_summary(made, paths["map"]))
         return made
@@ -205,8 +225,6 @@ def _maps(
     whole.merge_(sums.pop())
     if policy != "wiener":
         density = whole.map(policy=policy)
-    elif curves is None:
-        raise InputError("--policy wiener: expected images in both halves; --policy radial goes without")
     else:
         density = whole.map(policy="wiener", snr=whole.signal_to_noise(curves.best))
     return {"map": density, "half1": halves[0], "half2": halves[1]}, curves
@@ -242,9 +260,12 @@ def _summary(made: dict[str, Any], path: Path) -> str:
     return f"{path}: {made['images']['in_map']} images{left_out}{': ' + found if found else ''}"
 
 
-def _check(oversampling: float) -> None:
-    if not 1 <= oversampling <= 3:
-        raise InputError(f"--oversampling: expected 1 to 3, got {oversampling:g}")
+def _check_oversampling(oversampling: float, box: int) -> None:
+    padded = oversampling * box
+    if not 1 <= oversampling <= 3 or abs(padded - round(padded)) > 1e-6 * padded:
+        raise InputError(
+            f"--oversampling: expected 1 to 3, and a whole number of points for {box} pixels, got {oversampling:g}"
+        )
 
 
 def _operators(point_group: str) -> Tensor:
@@ -267,19 +288,6 @@ def _halves(particles: Particles, seed: int) -> tuple[Tensor, str]:
         return (particles.numbers("rlnRandomSubset") != 1).long(), "rlnRandomSubset"
     order = torch.randperm(len(particles), generator=torch.Generator().manual_seed(seed))
     return order % 2, f"chance, seed {seed}"
-
-
-def _read_mask(path: Optional[str], source: Source) -> Optional[Tensor]:
-    if path is None:
-        return None
-    mask, _ = read_map(path)
-    if mask.shape != (source.box,) * 3:
-        raise InputError(
-            f"{path}: expected a mask of {source.box} pixels along each axis, got {tuple(mask.shape)}"
-        )
-    if mask.min() < -1e-3 or mask.max() > 1.001 or not mask.any():
-        raise InputError(f"{path}: expected values from 0 to 1, got {mask.min():g} to {mask.max():g}")
-    return mask.clamp(0, 1).to(source.device, source.dtype)
 
 
 def image_bytes(source: Source) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .. import rotations as _rotations
 from ..errors import InputError
+from ..extras import need
 from ..files import Particles, read_map
 from ..outputs import check_new, new_files
 from ..refinement import Refiner
@@ -24,6 +26,7 @@ from .ranks import joined
 MOST_IMAGES, BYTES = 128, 512 * 2**20
 # The result depends on these options, and on the STAR file and the map.
 MATTER = (
+    "images",
     "pixel_size",
     "resolution",
     "degrees",
@@ -93,13 +96,23 @@ def run(
     if output.suffix != ".star":
         raise InputError(f"-o: expected the name of a STAR file, ending in .star, got {output}")
     paths = [output, output.with_suffix(".png"), output.with_suffix(".json")]
+    need("matplotlib.figure")
+    for name in ("degrees", "pixels", "prior_degrees", "prior_pixels"):
+        if options[name] is not None and not 0 < options[name] < math.inf:
+            raise InputError(f"--{name.replace('_', '-')}: expected a number > 0, got {options[name]:g}")
     start = time.perf_counter()
     with joined(device) as ranks:
         if ranks.first:
-            check_new(paths, overwrite)
+            check_new(paths, overwrite, [star, map])
         say = progress.say if ranks.first else (lambda text: None)
         particles = Particles.read(star, images=images, pixel_size=pixel_size)
         source = Source(particles, with_ctf=not no_ctf, skip_bad=skip_bad, device=ranks.device)
+        padded = oversampling * source.box
+        if not 1 <= oversampling < math.inf or abs(padded - round(padded)) > 1e-6 * padded:
+            raise InputError(
+                f"--oversampling: expected at least 1, and a whole number of points for {source.box} pixels, "
+                f"got {oversampling:g}"
+            )
         volume = _read(map, source).to(ranks.device)
         finest = _finest(resolution, source)
         rotations, shifts = particles.poses()
