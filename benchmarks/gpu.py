@@ -1,15 +1,25 @@
 """The CUDA backend on a machine with a GPU, in one go: build, tests, and times beside what the device can do.
 
-python -m benchmarks.gpu --json FILE [--minutes 10] [--skip build tests sanitizer] [--published peer_published.csv]
+python -m benchmarks.gpu --json FILE [--minutes 10] [--skip STAGE ...] [--published peer_published.csv]
 
 Needs torch with CUDA, numpy, pluggy, pytest, setuptools and nvcc; builds the backend in the checkout, for this device
-alone, and installs nothing. Times are float32, of the public functions, with shifts and a pose of its own for every
-image; a problem too large for the device's memory, or for the minutes that are left, is written down as such.
+alone, and installs nothing. Every stage is a process of its own with a limit of time. FILE is written whole after each;
+one that fails or is out of time is written down, the others go on, and the exit status tells of it.
+
+- build: the library.
+- device: tests of streams, graphs, determinism, several devices.
+- verify: every case.
+- times: float32, of the public functions, with shifts and a pose of its own for every image. A problem too large for
+  the device's memory, or for the time that is left, is written down as such.
+- suite: all tests that run over all backends, on CUDA tensors; a process for each file. What time did not suffice for
+  is counted as not run.
+- memcheck, racecheck: compute-sanitizer over some of the cases.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import gc
 import importlib.metadata
@@ -17,14 +27,17 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 
@@ -101,34 +114,174 @@ def problems() -> list[Problem]:
     return sorted(every, key=order)
 
 
-def run(*command: Any, timeout: float = 600, **environment: str) -> dict[str, Any]:
-    """What became of a command, its output passed on."""
-    print("$", *command, flush=True)
-    start = time.perf_counter()
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGIN / 'src'}", **environment}
-    try:
-        done = subprocess.run(
-            list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout
-        )
-        code, output = done.returncode, done.stdout + done.stderr
-    except (OSError, subprocess.TimeoutExpired) as error:
-        code, output = -1, str(error)
-    print(output[-3000:], flush=True)
-    last = output.strip().splitlines()[-1:] or [""]
-    return {"returned": code, "seconds": round(time.perf_counter() - start, 1), "last_line": last[0]}
+class Stage(NamedTuple):
+    """limit: seconds at the most. reserve: seconds that are left to later stages."""
+
+    name: str
+    commands: dict[str, list[str]]  # run at once, by name
+    limit: float
+    reserve: float = 0
+    needs: str = "build"  # what has to have succeeded
 
 
-def build() -> dict[str, Any]:
-    major, minor = torch.cuda.get_device_capability()
-    architecture = os.environ.get("TORCH_PROJECTORS_CUDA_ARCHITECTURES", f"{major}{minor}")
-    return run(
-        sys.executable,
-        PLUGIN / "setup.py",
-        "-q",
-        "build_ext",
-        "--inplace",
-        TORCH_PROJECTORS_CUDA_ARCHITECTURES=architecture,
+# Where all of them have the backend of the checkout.
+START = "import sys; from benchmarks.gpu import use_backend; use_backend(); "
+
+
+def python(program: str, *arguments: Any) -> list[str]:
+    return [sys.executable, "-c", START + program, *map(str, arguments)]
+
+
+def pytest(*arguments: Any) -> list[str]:
+    # -v: a line for each test, so that those of a process that is stopped are known.
+    return python(
+        "import pytest; sys.exit(pytest.main(sys.argv[1:]))", "-v", "--tb=short", "--color=no", *arguments
     )
+
+
+def stages(parts: Path, published: Optional[Path]) -> list[Stage]:
+    """In order. parts: a folder for what they write."""
+    build = [sys.executable, PLUGIN / "setup.py", "-q", "build_ext", "--inplace"]
+    times = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--only-times",
+        "--minutes",
+        2.9,
+        "--json",
+        parts / "times.json",
+    ]
+    if published is not None:
+        times += ["--published", published.resolve()]
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    over_backends = [
+        f.name for f in files if re.search(r"^def test_.*\bbackend\b", f.read_text("utf-8"), re.M)
+    ]
+    some = ("tests/test_cuda_device.py", "-k", "every_case and rectangular")
+    found = [
+        Stage("build", {"build": list(map(str, build))}, 240, needs=""),
+        Stage("device", {"device": pytest("tests/test_cuda_device.py")}, 90, 200),
+        Stage(
+            "verify",
+            {
+                "verify": python(
+                    "from torch_projectors.verification import report as r; sys.exit(not r(['cuda']))"
+                )
+            },
+            90,
+            180,
+        ),
+        Stage("times", {"times": list(map(str, times))}, 180, 150),
+        Stage("suite", {f: pytest("--backend", "cuda", f"tests/{f}") for f in over_backends}, 240, 30),
+    ]
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in ("memcheck", "racecheck"):
+        command = [str(sanitizer), "--tool", tool, "--error-exitcode", "9", *pytest(*some)]
+        found.append(Stage(tool, {tool: command} if sanitizer else {}, 90))
+    return found
+
+
+def counts(output: str) -> dict[str, int]:
+    """Of tests, by what became of them, from what pytest -v says."""
+    words = re.findall(r"^tests/\S+::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS) +\[", output, re.M)
+    found = {word.lower(): words.count(word) for word in sorted(set(words))}
+    collected = re.search(r"^collected (\d+) items?(?: / (\d+) deselected)?", output, re.M)
+    if collected:
+        selected = int(collected[1]) - int(collected[2] or 0)
+        found["not_run"] = max(0, selected - len(words))
+    return found
+
+
+def carry_out(stage: Stage, limit: float, log: Path) -> dict[str, Any]:
+    """What became of the processes of a stage. All of their output goes to files in `log`."""
+    start = time.monotonic()
+    log.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGIN / 'src'}", "PYTHONUNBUFFERED": "1"}
+    env.setdefault("OMP_NUM_THREADS", "2" if len(stage.commands) > 1 else str(os.cpu_count()))
+    if stage.name == "build":
+        major, minor = torch.cuda.get_device_capability()
+        env.setdefault("TORCH_PROJECTORS_CUDA_ARCHITECTURES", f"{major}{minor}")
+    waiting, running, results = list(stage.commands.items()), {}, {}
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            name, command = waiting.pop(0)
+            with (log / f"{stage.name}.{name}.log").open("w") as file:
+                try:
+                    running[name] = subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        env=env,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                except OSError as error:
+                    results[name] = {"returned": -1, "last_line": str(error)}
+        out_of_time = time.monotonic() - start > limit
+        for name, process in list(running.items()):
+            if process.poll() is None and out_of_time:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if process.poll() is not None:
+                del running[name]
+                output = (log / f"{stage.name}.{name}.log").read_text(errors="replace")
+                lines = output.strip().splitlines() or [""]
+                # pytest returns 5 where nothing was selected.
+                results[name] = {
+                    "returned": 0 if process.returncode == 5 else process.returncode,
+                    "last_line": lines[-1],
+                    **counts(output),
+                }
+                failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+                if process.returncode not in (0, 5):
+                    results[name]["failures"] = failed[:40] or lines[-15:]
+                if out_of_time:
+                    results[name]["out_of_time"] = True
+        if out_of_time:
+            for name, _ in waiting:
+                results[name] = {"returned": None, "out_of_time": True, "last_line": "was not begun"}
+            waiting = []
+        time.sleep(0.05)
+    ok = bool(results) and all(r["returned"] == 0 for r in results.values())
+    total: dict[str, int] = {}
+    for r in results.values():
+        for word in ("passed", "failed", "error", "skipped", "xfail", "xpass", "not_run"):
+            total[word] = total.get(word, 0) + r.get(word, 0)
+    return {
+        "ok": ok,
+        "seconds": round(time.monotonic() - start, 1),
+        **{word: n for word, n in total.items() if n},
+        **(next(iter(results.values())) if len(results) == 1 else {"processes": results}),
+    }
+
+
+def carry_out_all(
+    every: list[Stage], skip: list[str], end: float, log: Path, save: Callable[[dict], None]
+) -> bool:
+    """Whether all succeeded that were not to be skipped. `save` gets what is known after each."""
+    result: dict[str, Any] = {}
+    for stage in every:
+        limit = min(stage.limit, end - time.monotonic() - stage.reserve)
+        if stage.name in skip:
+            result[stage.name] = {"left_out": "as was asked for"}
+        elif not stage.commands:
+            result[stage.name] = {"left_out": "compute-sanitizer was not found"}
+        elif stage.needs and not result.get(stage.needs, {}).get("ok", stage.needs in skip):
+            result[stage.name] = {"ok": False, "left_out": f"{stage.needs} failed"}
+        elif limit < 5:
+            result[stage.name] = {"ok": False, "left_out": "no time left"}
+        else:
+            print(f"== {stage.name}, at most {limit:.0f} s", flush=True)
+            try:
+                result[stage.name] = carry_out(stage, limit, log)
+            except Exception as error:
+                result[stage.name] = {"ok": False, "last_line": f"{type(error).__name__}: {error}"}
+            brief = {k: v for k, v in result[stage.name].items() if k not in ("processes", "failures")}
+            print(brief, flush=True)
+        save(result)
+    return all(r.get("ok", True) for r in result.values())
 
 
 def use_backend() -> None:
@@ -145,26 +298,6 @@ def use_backend() -> None:
     backend = torch_projectors.backends()["cuda"]
     if backend.status != "loaded":
         raise SystemExit(f"backend cuda is {backend.status}: {backend.reason}")
-
-
-def tests(sanitizer: bool) -> dict[str, Any]:
-    """In a process of its own, where the backend is used as above."""
-    start = "import sys; from benchmarks.gpu import use_backend; use_backend(); "
-    pytest_main = start + "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    verify = start + "from torch_projectors.verification import report; sys.exit(not report(['cuda']))"
-    results = {
-        "device": run(sys.executable, "-c", pytest_main, "-q", "tests/test_cuda_device.py"),
-        "verify": run(sys.executable, "-c", verify),
-    }
-    if sanitizer:
-        if shutil.which("compute-sanitizer") is None:
-            results["sanitizer"] = {"returned": None, "last_line": "compute-sanitizer was not found"}
-        else:
-            arguments = ("-q", "tests/test_cuda_device.py", "-k", "every_case and rectangular")
-            for tool in ("memcheck", "racecheck"):
-                command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
-                results[tool] = run(*command, sys.executable, "-c", pytest_main, *arguments, timeout=150)
-    return results
 
 
 def seconds(call: Callable[[], Any], least: float = 0.1, most: int = 50) -> float:
@@ -302,51 +435,70 @@ def measure(p: Problem, limits: dict[str, float], peer: dict[tuple[Any, ...], fl
     return rows
 
 
+def write(path: Path, document: Any) -> None:
+    """Whole or not at all: the machine may be taken away."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def all_times(path: Path, end: float, peer: dict[tuple[Any, ...], float]) -> None:
+    """Written after every problem."""
+    use_backend()
+    from . import machine
+
+    about = {**machine.describe(torch.device("cuda"), "auto"), "cuda": torch.version.cuda}
+    result: dict[str, Any] = {"machine": about, "limits": device_limits(), "times": []}
+    print(result["limits"], flush=True)
+    write(path, result)
+    for p in problems():
+        if time.monotonic() > end - 10:
+            result["times"].append({**asdict(p), "left_out": "no time left"})
+            continue
+        gc.collect()
+        torch.cuda.empty_cache()
+        try:
+            result["times"] += measure(p, result["limits"], peer)
+        except torch.cuda.OutOfMemoryError as error:
+            result["times"].append({**asdict(p), "left_out": str(error).splitlines()[0]})
+        write(path, result)
+    write(path, result)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--skip", nargs="*", default=[], choices=("build", "tests", "sanitizer"))
+    parser.add_argument("--skip", nargs="*", default=[], metavar="STAGE", help="build, device, verify, ...")
     parser.add_argument("--published", type=Path, help="the peer's times, peer_published.csv")
+    parser.add_argument("--only-times", action="store_true", help="the stage of that name, in this process")
     options = parser.parse_args()
-    end = time.monotonic() + 60 * options.minutes
+    options.json = options.json.resolve()
     if not torch.cuda.is_available():
         raise SystemExit("expected a CUDA device and a torch with CUDA")
+    end = time.monotonic() + 60 * options.minutes
+    if options.only_times:
+        return all_times(options.json, end, published(options.published))
 
-    result: dict[str, Any] = {"times": []}
+    with tempfile.TemporaryDirectory() as folder:
+        parts = Path(folder)
+        every = stages(parts, options.published)
+        unknown = set(options.skip) - {stage.name for stage in every}
+        if unknown:
+            parser.error(f"--skip: there is no stage {', '.join(sorted(unknown))}")
 
-    def save() -> None:  # early and often: the machine may be taken away
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        def save(result: dict[str, Any]) -> None:
+            found = parts / "times.json"
+            write(
+                options.json, {"stages": result, **(json.loads(found.read_text()) if found.exists() else {})}
+            )
 
-    if "build" not in options.skip:
-        result["build"] = build()
-        save()
-        if result["build"]["returned"]:
-            raise SystemExit("the build failed")
-    if "tests" not in options.skip:
-        result["tests"] = tests("sanitizer" not in options.skip)
-        save()
-    use_backend()
-    from . import machine
-
-    result["machine"] = {**machine.describe(torch.device("cuda"), "auto"), "cuda": torch.version.cuda}
-    result["limits"] = limits = device_limits()
-    print(limits, flush=True)
-    peer = published(options.published)
-    for p in problems():
-        if time.monotonic() > end - 20:
-            result["times"].append({**asdict(p), "left_out": "no time left"})
-            continue
-        gc.collect()
-        torch.cuda.empty_cache()
-        try:
-            result["times"] += measure(p, limits, peer)
-        except torch.cuda.OutOfMemoryError as error:
-            result["times"].append({**asdict(p), "left_out": str(error).splitlines()[0]})
-        save()
-    save()
+        good = carry_out_all(
+            every, options.skip, end, options.json.parent / f"{options.json.stem}_logs", save
+        )
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":

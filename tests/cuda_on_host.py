@@ -1,4 +1,7 @@
-"""The kernels of torch-projectors-cuda, compiled for the host: blocks one after another, threads of a block in turn."""
+"""The kernels of torch-projectors-cuda, compiled for the host: blocks one after another, threads of a block in turn.
+
+python tests/cuda_on_host.py FOLDER compiles the library, and prints its path.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,7 @@ def build(folder: Path) -> Path:
 
 def package(path: Path, name: str = "torch_projectors_cuda_on_host") -> ModuleType:
     """The plugin's Python package from the checkout, on that library and host memory."""
+    forget(name)
     source = PLUGIN / "src" / "torch_projectors_cuda"
     folders = [str(source), str(ROOT / "torch_projectors" / "compiled")]
     spec = importlib.util.spec_from_file_location(
@@ -60,3 +64,7 @@ def package(path: Path, name: str = "torch_projectors_cuda_on_host") -> ModuleTy
 def forget(name: str = "torch_projectors_cuda_on_host") -> None:
     for module in [module for module in sys.modules if module.partition(".")[0] == name]:
         del sys.modules[module]
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1])))

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from on_device import bare
 from torch import Tensor
 
-from torch_projectors import backward_project, forward_project, ops
+from torch_projectors import backward_project, forward_project
 from torch_projectors.cases import CASES, Case
 
 # In products of norms, which grow as the square root of the number of terms just as their rounding does.
@@ -23,10 +24,6 @@ def over(values: Any) -> Callable[..., Any]:
 
 over_dtypes = pytest.mark.parametrize("dtype", DEFECT, ids=str)
 over_interpolations = pytest.mark.parametrize("interpolation", ["nearest", "linear", "cubic"])
-
-
-def bare() -> Any:
-    return ops.selected(torch.device("cpu")).bare
 
 
 def inner(a: Tensor, b: Tensor) -> float:

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from on_device import bare
 
-from torch_projectors import backward_project, forward_project, ops
+from torch_projectors import backward_project, forward_project
 from torch_projectors.cases import GEOMETRIES, Case
 from torch_projectors.geometry import INTERPOLATION_CODES
 from torch_projectors.spectrum import frequencies, stored_shape
@@ -474,10 +475,6 @@ def test_inputs_are_never_written_to(backend, dims, image_dims, interpolation, l
 
 
 # --- Poses that are not numbers, or huge ---
-
-
-def bare():
-    return ops.selected(torch.device("cpu")).bare
 
 
 def hostile_case(dims, image_dims, interpolation):

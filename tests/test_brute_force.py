@@ -23,10 +23,10 @@ import brute_force
 import numpy as np
 import pytest
 import torch
+from on_device import bare
 from torch import Tensor
 
 import torch_projectors
-from torch_projectors import ops
 from torch_projectors.cases import CASES, Case
 from torch_projectors.geometry import INTERPOLATION_CODES, Geometry
 
@@ -45,10 +45,6 @@ GEOMETRIES = [(2, 2), (3, 2), (3, 3)]
 
 def over(cases: Sequence[Case]) -> Callable[..., Any]:
     return pytest.mark.parametrize("case", cases, ids=str)
-
-
-def bare() -> Any:
-    return ops.selected(torch.device("cpu")).bare
 
 
 def roundoff(dtype: torch.dtype) -> float:

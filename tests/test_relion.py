@@ -111,7 +111,7 @@ def assert_same_images(ours: Tensor, theirs: Tensor, n: int) -> None:
 @every_stack
 def test_projections_are_those_of_relion(name: str, n: int, backend: str) -> None:
     golden, rotations, shifts = relion_images(name, n)
-    ours = forward_project(relion_reconstruction(n), rotations, shifts, oversampling=2)
+    ours = forward_project(relion_reconstruction(n).to(rotations.device), rotations, shifts, oversampling=2)
     assert_same_images(ours, to_half(golden, 2), n)
 
 
@@ -119,6 +119,6 @@ def test_projections_are_those_of_relion(name: str, n: int, backend: str) -> Non
 def test_images_of_the_map_are_those_of_relion(name: str, n: int, backend: str) -> None:
     """With the default options, from the map to the image, in the same order and at the same scale."""
     golden, rotations, shifts = relion_images(name, n)
-    ours = realspace.project(relion_map(n), rotations, shifts)
+    ours = realspace.project(relion_map(n).to(rotations.device), rotations, shifts)
     assert ours.shape == golden.shape
     assert_same_images(to_half(ours, 2), to_half(golden, 2), n)

@@ -85,9 +85,11 @@ class AnyPythonWheel(bdist_wheel):
 
 def run(here: Path, package: str, build_library: type[BuildLibrary]) -> None:
     """Setup of the distribution in `here`, whose library is named as its one package."""
+    os.chdir(here)  # from wherever it is called: paths of sources are relative
     if CORE.parent == here.parent:  # a checkout
         shutil.copyfile(CORE.parent / "LICENSE", here / "LICENSE")
     shutil.copyfile(CORE / "compiled" / "c_library.py", here / "src" / package / "c_library.py")
+    shutil.copyfile(CORE / "include" / "torch_projectors.h", here / "include" / "torch_projectors.h")
     setup(
         version=VERSION,
         # Its sources are named in build_library.
