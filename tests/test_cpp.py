@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import cuda_on_host
 import pytest
 import torch
 from test_batching import LEADING
@@ -109,7 +110,9 @@ tp::Options options(Shape projection_shape, Shape reconstruction_shape, int64_t 
 }
 
 TORCH_LIBRARY(torch_projectors_header, library) {
-  library.def("load", [](const std::string& path) { tp::load(path); });
+  library.def("load", [](const std::string& path, const std::string& device) {
+    tp::load(path, at::Device(device).type());
+  });
   library.def("forward_project",
               [](const at::Tensor& x, const at::Tensor& rotations, const MaybeTensor& shifts, Shape a, Shape b,
                  int64_t i, double o, std::optional<double> c, int64_t g) {
@@ -510,12 +513,14 @@ def message(function, *arguments):
 
 
 if core == "without":
-    assert "call torch_projectors::load first" in message(project)
-assert "nowhere.so" in message(header.load, "nowhere.so")
-header.load(library)
+    assert "on cpu yet; call torch_projectors::load first, with the library of torch-projectors-cpu" in message(project)
+assert "nowhere.so" in message(header.load, "nowhere.so", "cpu")
+assert "expected cpu or cuda, got meta" in message(header.load, library, "meta")
+assert "expected the library of torch-projectors-cuda, but it has no" in message(header.load, library, "cuda")
+header.load(library, "cpu")
 assert has_kernel(name, "CPU")
-header.load(library)
-header.load("nowhere.so")  # there is nothing to load
+header.load(library, "cpu")
+header.load("nowhere.so", "cpu")  # there is nothing to load
 assert project().shape == (4, 3)
 if core == "with":
     assert torch_projectors.backends()["cpu"].status == "loaded"
@@ -533,3 +538,28 @@ def test_the_library_is_loaded_and_registered_once_with_and_without_the_python_p
     command = [sys.executable, "-c", textwrap.dedent(LOADING), module, str(library_path()), core]
     # torch says when a kernel or an op is registered again.
     assert run(command, tmp_path, TORCH_PROJECTORS_DISABLE="") == ""
+
+
+ON_HOST = """
+import sys
+import torch
+
+module, library = sys.argv[1:]
+torch.ops.load_library(module)
+header = torch.ops.torch_projectors_header
+for _ in range(2):
+    header.load(library, "cuda")
+volume = torch.randn(4, 4, 3, dtype=torch.complex64, requires_grad=True)
+images = header.forward_project(volume, torch.eye(3), None, [], [], 1, 1.0, None, 0)
+inside = images.abs() > 0
+assert inside.sum() > 6 and torch.equal(images[inside], volume[0][inside])
+images.abs().square().sum().backward()
+assert volume.grad[0].abs().sum() > 0 and not volume.grad[1:].any()
+"""
+
+
+@pytest.mark.skipif(not cuda_on_host.POSSIBLE, reason="expected torch_projectors_cuda beside the tests")
+def test_the_header_loads_the_library_of_cuda(module, tmp_path):
+    """Compiled for the host, its kernels serve CPU tensors."""
+    command = [sys.executable, "-c", ON_HOST, module, str(cuda_on_host.build(tmp_path))]
+    run(command, tmp_path, TORCH_PROJECTORS_DISABLE="all")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,3 +187,15 @@ def test_every_device_gets_its_own_work() -> None:
         for x, y in zip(outputs, expected):
             assert str(x.device) == device
             assert verification._difference(x, y) <= verification.error_bound(case, torch.complex128)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="expected nvcc")
+def test_the_example_of_the_c_api_finds_a_point_where_it_belongs(tmp_path) -> None:
+    import torch_projectors_cuda as cuda
+
+    source, folder = Path(__file__).parents[1] / "examples" / "c" / "cuda.c", cuda.library_path().parent
+    command = ["nvcc", source, f"-I{cuda.include_path()}", f"-L{folder}", "-ltorch_projectors_cuda"]
+    command += ["-Xlinker", f"-rpath={folder}", "-lm", "-o", tmp_path / "example"]
+    subprocess.run(list(map(str, command)), check=True)
+    run = subprocess.run([str(tmp_path / "example")], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -333,3 +334,44 @@ def test_refusals_say_what_was_expected_and_what_came(ops) -> None:
     refused("cutoff: expected", forward, volume, rotations, shifts, *geometry._replace(cutoff=math.nan))
     refused("rotations: .*precision", forward, volume, rotations.float(), shifts, *geometry)
     refused("weights: .*precision", backward, images, weights.float(), rotations, shifts, *geometry)
+
+
+# What the example uses of the CUDA runtime, on host memory.
+RUNTIME = """
+#include <stdlib.h>
+#include <string.h>
+enum { cudaSuccess, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+static int cudaMalloc(void** to, size_t bytes) { return (*to = malloc(bytes)) == NULL; }
+static int cudaMemcpy(void* to, const void* from, size_t bytes, int way) {
+  (void)way;
+  memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+"""
+
+
+def test_the_example_of_the_c_api_finds_a_point_where_it_belongs(path, tmp_path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("expected a C compiler")
+    (tmp_path / "cuda_runtime_api.h").write_text(RUNTIME)
+    command = ["cc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{tmp_path}"]
+    command += [f"-I{cuda_on_host.PLUGIN / 'include'}", str(cuda_on_host.ROOT / "examples" / "c" / "cuda.c")]
+    program = tmp_path / "example"
+    subprocess.run([*command, str(path), f"-Wl,-rpath,{path.parent}", "-lm", "-o", str(program)], check=True)
+    run = subprocess.run([str(program)], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "point within" in run.stdout
+
+
+def test_the_example_of_the_c_api_compiles_with_the_toolkit(tmp_path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("expected nvcc")
+    command = [
+        "nvcc",
+        "-c",
+        str(cuda_on_host.ROOT / "examples" / "c" / "cuda.c"),
+        "-Xcompiler",
+        "-Wall,-Werror",
+    ]
+    command += [f"-I{cuda_on_host.PLUGIN / 'include'}", "-o", str(tmp_path / "example.o")]
+    subprocess.run(command, check=True)

@@ -37,10 +37,10 @@ Arrays read(const std::string& path) {
 
 at::Tensor squares(const at::Tensor& x) { return at::real(x * x.conj()).sum(); }
 
-Arrays compute(const Arrays& inputs, at::ScalarType real) {
+Arrays compute(const Arrays& inputs, at::ScalarType real, at::Device device) {
   const auto input = [&](const char* name) {
     const at::Tensor x = inputs.at(name);
-    return x.to(x.is_complex() ? at::toComplexType(real) : real);
+    return x.to(device, x.is_complex() ? at::toComplexType(real) : real);
   };
   const at::Tensor volume = input("volume").requires_grad_(), rotations = input("rotations").requires_grad_(),
                    shifts = input("shifts").requires_grad_();
@@ -73,22 +73,24 @@ Arrays compute(const Arrays& inputs, at::ScalarType real) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 3) {
+  if (argc != 3 && argc != 4) {
     std::fprintf(stderr,
-                 "usage: %s LIBRARY FILE\nLIBRARY: that of torch-projectors-cpu; FILE: from write_expected.py\n",
+                 "usage: %s LIBRARY FILE [DEVICE]\nLIBRARY: that of torch-projectors-cpu, or of torch-projectors-cuda; "
+                 "FILE: from write_expected.py; DEVICE: cpu (default), cuda, cuda:1\n",
                  argv[0]);
     return 2;
   }
   try {
-    tp::load(argv[1]);
+    const at::Device device(argc == 4 ? argv[3] : "cpu");
+    tp::load(argv[1], device.type());
     const Arrays arrays = read(argv[2]);
-    const Arrays doubles = compute(arrays, at::kDouble), floats = compute(arrays, at::kFloat);
+    const Arrays doubles = compute(arrays, at::kDouble, device), floats = compute(arrays, at::kFloat, device);
     bool good = true;
     std::printf("relative differences from Python  float64  float32\n");
     for (const auto& [name, computed] : doubles) {
       const at::Tensor expected = arrays.at("expected_" + name);
       const auto difference = [&, name = name](const Arrays& results) {
-        return ((results.at(name) - expected).norm() / expected.norm()).item().toComplexDouble().real();
+        return ((results.at(name).cpu() - expected).norm() / expected.norm()).item().toComplexDouble().real();
       };
       const double in_double = difference(doubles), in_float = difference(floats);
       std::printf("%-32s  %.1e  %.1e\n", name.c_str(), in_double, in_float);

@@ -1,7 +1,8 @@
 // Differentiable Fourier projections for C++ programs with LibTorch 2.10 or later: forward_project and backward_project
 // of the Python package torch_projectors, with its conventions, broadcasting and gradients.
 //
-//   torch_projectors::load("libtorch_projectors_cpu.so");  // once
+//   torch_projectors::load("libtorch_projectors_cpu.so");                // once
+//   torch_projectors::load("libtorch_projectors_cuda.so", at::kCUDA);    // for CUDA tensors
 //   auto images = torch_projectors::forward_project(volume, rotations, shifts);
 //   auto [sum, weight_sum] = torch_projectors::backward_project(images, rotations, shifts, weights);
 //
@@ -19,6 +20,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <exception>
 #include <initializer_list>
 #include <mutex>
 #include <optional>
@@ -350,11 +352,32 @@ inline Shape real_shape(IntArrayRef stored) {
   return shape;
 }
 
+inline c10::DispatchKey key_of(at::DeviceType device) {
+  return device == at::kCUDA ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU;
+}
+
+// As files and C functions have it, or as packages are distributed.
+inline std::string package_of(at::DeviceType device, const std::string& between) {
+  return "torch" + between + "projectors" + between + (device == at::kCUDA ? "cuda" : "cpu");
+}
+
+// The Python package has kernels for every device.
+inline void check_served(const char* name, const Tensor& x) {
+  const auto op = c10::Dispatcher::singleton().findSchema({"torch_projectors::forward_project", ""});
+  const at::DeviceType device = x.device().type();
+  const bool known = device == at::kCPU || device == at::kCUDA;
+  if (!known || (op.has_value() && op->hasKernelForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd))) return;
+  TORCH_CHECK(op.has_value() && op->hasKernelForDispatchKey(key_of(device)), name, ": no kernels for tensors on ",
+              x.device(), " yet; call torch_projectors::load first, with the library of ", package_of(device, "-"),
+              device == at::kCUDA ? " and at::kCUDA" : "");
+}
+
 inline void check_spectrum(const char* name, const Tensor& x) {
   TORCH_CHECK(x.defined(), name, ": expected a tensor, got an undefined one");
   TORCH_CHECK(x.scalar_type() == at::kComplexFloat || x.scalar_type() == at::kComplexDouble, name,
               ": expected a half spectrum, ComplexFloat or ComplexDouble, got ", x.scalar_type(), " of shape ",
               x.sizes());
+  check_served(name, x);
 }
 
 inline void check_pose(const char* name, const Tensor& x, const Tensor& data) {
@@ -575,17 +598,28 @@ inline std::tuple<Tensor, Tensor> fold_backward(Tensor images, Tensor weights, T
 
 }  // namespace detail
 
-// Loads the shared library of torch-projectors-cpu, for good, and registers its kernels, and the ops where nothing else
-// has defined them. Does nothing if there are kernels for the CPU already; may be called again, from any thread.
-inline void load(const std::string& path) {
+// Loads the shared library of torch-projectors-cpu, or with at::kCUDA that of torch-projectors-cuda, for good, and
+// registers its kernels, and the ops where nothing else has defined them. Tensors on that device are then served. Does
+// nothing if the device has kernels already; may be called again, from any thread.
+inline void load(const std::string& path, at::DeviceType device = at::kCPU) {
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
+  TORCH_CHECK(device == at::kCPU || device == at::kCUDA, "load: expected cpu or cuda, got ", device);
   const auto op = c10::Dispatcher::singleton().findSchema({"torch_projectors::forward_project", ""});
-  if (op.has_value() && op->hasKernelForDispatchKey(c10::DispatchKey::CPU)) return;
+  if (op.has_value() && op->hasKernelForDispatchKey(detail::key_of(device))) return;
   at::DynamicLibrary library(path.c_str(), nullptr, /*leak_handle=*/true);
-  const auto abi = reinterpret_cast<int32_t (*)()>(library.sym("torch_projectors_cpu_abi"));
-  const auto register_ops = reinterpret_cast<int32_t (*)(int32_t)>(library.sym("torch_projectors_cpu_register"));
-  const auto message = reinterpret_cast<const char* (*)()>(library.sym("torch_projectors_cpu_message"));
+  const std::string prefix = detail::package_of(device, "_");
+  const auto function = [&](const char* name) {
+    try {
+      return library.sym((prefix + name).c_str());
+    } catch (const std::exception&) {
+      TORCH_CHECK(false, path, ": expected the library of ", detail::package_of(device, "-"), ", but it has no ",
+                  prefix, name);
+    }
+  };
+  const auto abi = reinterpret_cast<int32_t (*)()>(function("_abi"));
+  const auto register_ops = reinterpret_cast<int32_t (*)(int32_t)>(function("_register"));
+  const auto message = reinterpret_cast<const char* (*)()>(function("_message"));
   TORCH_CHECK(abi() == detail::kAbi, path, ": expected ABI ", detail::kAbi, " of torch_projectors, got ", abi(),
               "; compile with the header that came with the library");
   TORCH_CHECK(register_ops(op.has_value() ? 0 : 1) == 0, path, ": ", message());
