@@ -1,7 +1,8 @@
 """From files to maps on a data set made for it: rates, memory, resolution, errors of refined poses, and processes.
 
 `python -m benchmarks.dataset --folder FOLDER --json FILE` makes 20,000 images with transfer functions and noise in the
-folder (1.3 GB) and runs the commands on them, each as a user would. `--count` makes fewer.
+folder (1.3 GB) and runs the commands on them, each as a user would. `--count` makes fewer. `python -m benchmarks.dataset`
+alone writes the tables of the stored results into docs/files.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ from torch_projectors.demo.molecule import Molecule
 from torch_projectors.files import Particles, read_map, write_map
 
 from .machine import describe
+from .tables import markdown, rewrite
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "dataset.json"
+PAGE = ROOT / "docs" / "files.md"
 
 BOX, PIXEL_SIZE = 128, 1.5
 DEGREES, PIXELS, SNR = 4.0, 2.0, 0.1
@@ -137,11 +143,45 @@ def run(folder: Path, count: int, ranks: list[int], refined_by: Optional[list[in
     return results
 
 
+def texts(results: dict[str, Any]) -> dict[str, str]:
+    """The tables of the page, by name."""
+    rows = [["", "images/s", "peak memory, GiB", "found"]]
+    rows.append(["`project`", f"{results['project']['images_per_second']:.0f}", "", ""])
+    for name, label in (
+        ("reconstruct", "`reconstruct`"),
+        ("reconstruct_double", "`reconstruct --double`"),
+        ("reconstruct_disturbed", "`reconstruct`, disturbed poses"),
+        ("refine_1_processes", "`refine`"),
+        ("reconstruct_refined", "`reconstruct`, refined poses"),
+    ):
+        facts = results[name]
+        if "degrees_median" in facts:
+            before = results["disturbed"]
+            told = " and ".join(
+                f"{before[key]:.2f} to {facts[key]:.2f} {unit}"
+                for key, unit in (("degrees_median", "degrees"), ("pixels_median", "pixels"))
+            )
+        else:
+            told = f"{facts['resolution_with_truth']:.2f} Å at FSC 0.5 with the true map"
+        rows.append([label, f"{facts['images_per_second']:.0f}", f"{facts['peak_gibibytes']:.2f}", told])
+    shared = [["processes", "`reconstruct`, images/s", "`refine`, images/s"]]
+    for n in (1, 2, 4):
+        one = results["reconstruct" if n == 1 else f"reconstruct_{n}_processes"]
+        two = results[f"refine_{n}_processes"]
+        shared.append([str(n), f"{one['images_per_second']:.0f}", f"{two['images_per_second']:.0f}"])
+    machine = results["machine"]
+    return {
+        "dataset": f"{results['count']} images, {machine['threads']} threads, {machine['cpu']}; median errors.\n\n"
+        + markdown(rows),
+        "scaling": "The same work by more processes, which share these threads:\n\n" + markdown(shared),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", required=True, type=Path)
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--count", type=int, default=20000)
     parser.add_argument("--ranks", type=int, nargs="*", default=[2, 4], help="processes to reconstruct with")
@@ -149,6 +189,9 @@ def main() -> None:
         "--refined-by", type=int, nargs="*", default=[1, 2, 4], help="processes to refine with"
     )
     options = parser.parse_args()
+    if options.folder is None:
+        rewrite(PAGE, texts(json.loads(RESULTS.read_text())))
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     results = run(options.folder, options.count, options.ranks, options.refined_by)
     print(json.dumps(results, indent=2))

@@ -41,7 +41,7 @@ JOBS = {
 }
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torch-projectors",
         description="Projection operators for cryo-EM: from files to maps, a demonstration, and the installation.",
@@ -75,6 +75,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     verifier.add_argument(
         "--every-case", action="store_true", help="a row for each case, not for each geometry"
     )
+    return parser
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    parser = command_line()
     options = vars(parser.parse_args(arguments))
     command = options.pop("command")
     try:
