@@ -1,8 +1,8 @@
 """From files to maps on a data set made for it: rates, memory, resolution, errors of refined poses, and processes.
 
 `python -m benchmarks.dataset --folder FOLDER --json FILE` makes 20,000 images with transfer functions and noise in the
-folder (1.3 GB) and runs the commands on them, each as a user would. `--count` makes fewer. `python -m benchmarks.dataset`
-alone writes the tables of the stored results into docs/files.md.
+folder (1.3 GB) and runs the commands on them, each as a user would. `--count` makes fewer. Without a folder it writes
+the tables of the stored results into docs/files.md.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ BOX, PIXEL_SIZE = 128, 1.5
 DEGREES, PIXELS, SNR = 4.0, 2.0, 0.1
 
 
-def command(*arguments: str, ranks: int = 1) -> float:
+def command(*arguments: str, ranks: int = 1, threads: Optional[int] = None) -> float:
     """Run `torch-projectors` in a process of its own, or in several; returns seconds."""
     start = time.perf_counter()
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     )
-    threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    threads = threads or max(1, (os.cpu_count() or 1) // ranks)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     subprocess.run(
         [sys.executable, *launcher, "-m", "torch_projectors", *arguments], check=True, env=environment
     )
@@ -100,7 +100,9 @@ def run(folder: Path, count: int, ranks: list[int], refined_by: Optional[list[in
     truth, star, disturbed = make(folder, count)
     results["project"] = {"images_per_second": round(count / made(folder / "images.mrcs")["seconds"], 1)}
 
-    def reconstruct(name: str, particles: Path, *options: str, ranks: int = 1) -> dict[str, Any]:
+    def reconstruct(
+        name: str, particles: Path, *options: str, ranks: int = 1, threads: Optional[int] = None
+    ) -> dict[str, Any]:
         path = folder / f"{name}.mrc"
         seconds = command(
             "reconstruct", str(particles), "-o", str(path), "--overwrite", *options, ranks=ranks
@@ -120,6 +122,12 @@ def run(folder: Path, count: int, ranks: list[int], refined_by: Optional[list[in
         facts = reconstruct(f"map_{n}", star, ranks=n)
         facts["difference_from_one_process"] = difference(folder / f"map_{n}.mrc", folder / "map.mrc")
         results[f"reconstruct_{n}_processes"] = facts
+    results["weak"] = {}
+    particles = Particles.read(star)
+    for n in sorted({1, *ranks}):
+        some = folder / f"some_{n}.star"
+        particles.at(torch.arange(count * n // max(1, *ranks))).write(some)
+        results["weak"][str(n)] = reconstruct(f"map_weak_{n}", some, ranks=n, threads=1)["images_per_second"]
     results["disturbed"] = errors(disturbed, star)
     results["reconstruct_disturbed"] = reconstruct("map_disturbed", disturbed)
     for n in refined_by or [1]:
@@ -164,16 +172,17 @@ def texts(results: dict[str, Any]) -> dict[str, str]:
         else:
             told = f"{facts['resolution_with_truth']:.2f} Å at FSC 0.5 with the true map"
         rows.append([label, f"{facts['images_per_second']:.0f}", f"{facts['peak_gibibytes']:.2f}", told])
-    shared = [["processes", "`reconstruct`, images/s", "`refine`, images/s"]]
+    shared = [["processes", "`reconstruct`, images/s", "`refine`, images/s", "weak: images/s"]]
     for n in (1, 2, 4):
-        one = results["reconstruct" if n == 1 else f"reconstruct_{n}_processes"]
-        two = results[f"refine_{n}_processes"]
-        shared.append([str(n), f"{one['images_per_second']:.0f}", f"{two['images_per_second']:.0f}"])
+        one = results["reconstruct" if n == 1 else f"reconstruct_{n}_processes"]["images_per_second"]
+        two = results[f"refine_{n}_processes"]["images_per_second"]
+        shared.append([str(n), *(f"{rate:.0f}" for rate in (one, two, results["weak"][str(n)]))])
     machine = results["machine"]
     return {
         "dataset": f"{results['count']} images, {machine['threads']} threads, {machine['cpu']}; median errors.\n\n"
         + markdown(rows),
-        "scaling": "The same work by more processes, which share these threads:\n\n" + markdown(shared),
+        "scaling": "The same work by more processes, which share these threads; and (weak) a quarter of the images for each process "
+        "of one thread:\n\n" + markdown(shared),
     }
 
 

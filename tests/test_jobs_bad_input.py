@@ -73,7 +73,8 @@ def refused(folder, capsys):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pictures take longer than all the rest."""
-    monkeypatch.setattr(plots, "draw_fsc", lambda path, *rest: path.touch())
+    for name in ("draw_fsc", "draw_refinement"):
+        monkeypatch.setattr(plots, name, lambda path, *rest: path.touch())
 
 
 @pytest.fixture
@@ -110,7 +111,10 @@ PROJECT = "project map.mrc -o new.mrcs --count 10"
 STAR = "project map.mrc --star images.star -o new.mrcs"
 RECONSTRUCT = "reconstruct images.star -o new.mrc --oversampling 1"
 FSC = "fsc map.mrc map.mrc"
-JOBS = [PROJECT, RECONSTRUCT, f"{FSC} -o new.png"]
+REFINE = "refine images.star --map map.mrc -o new.star --degrees 1 --pixels 1"
+JOBS = [PROJECT, RECONSTRUCT, REFINE, f"{FSC} -o new.png"]
+# What is left of a job that fails while it writes its results.
+KEPT = {RECONSTRUCT: ["new.mrc.partial"], REFINE: ["new.star.partial"]}
 
 
 class TestOptions:
@@ -176,6 +180,15 @@ class TestOptions:
             (f"{RECONSTRUCT} --checkpoint-minutes 0", ("--checkpoint-minutes", "> 0", "got 0")),
             (f"{RECONSTRUCT} --device nowhere", ("--device", "'nowhere'")),
             (f"{RECONSTRUCT} --device meta", ("--device", "'meta'")),
+            (f"{REFINE} --degrees -1", ("--degrees", "> 0", "got -1")),
+            (f"{REFINE} --prior-pixels inf", ("--prior-pixels", "> 0", "got inf")),
+            (f"{REFINE} --resolution 1", ("--resolution", "4", "12 Å", "got 1")),
+            (f"{REFINE} --oversampling 1.01", ("--oversampling", "24", "got 1.01")),
+            (f"{REFINE} --checkpoint-minutes -1", ("--checkpoint-minutes", "> 0", "got -1")),
+            (f"{REFINE} --noise-by rlnNothing", ("rlnNothing", "rlnAngleRot")),
+            (f"{PROJECT} --seed -1", ("--seed", "from 0", "got -1")),
+            (f"{RECONSTRUCT} --seed 99999999999999999999", ("--seed", "2^63")),
+            (f"{FSC} --seed -1", ("--seed", "got -1")),
             (f"{FSC} --pixel-size 0", ("--pixel-size", "got 0")),
         ],
     )
@@ -219,6 +232,16 @@ class TestMaps:
         refused(f"{FSC} --mask other.mrc", "other.mrc", "24 x 24 x 24", "20 x 24 x 24")
         refused(f"{RECONSTRUCT} --mask other.mrc", "other.mrc", "24")
 
+    def test_a_map_of_other_sampling_than_the_images(self, refused, folder):
+        write_map(folder / "map.mrc", torch.rand(20, 20, 20), PIXEL_SIZE)
+        refused(REFINE, "map.mrc", "24 pixels", "got 20 x 20 x 20")
+        write_map(folder / "map.mrc", torch.rand(BOX, BOX, BOX), 2.5)
+        refused(REFINE, "map.mrc", "2 Å, got 2.5 Å", "--pixel-size")
+
+    def test_a_map_without_anything_in_it(self, refused, folder):
+        write_map(folder / "map.mrc", torch.full((BOX, BOX, BOX), 0.5), PIXEL_SIZE)
+        refused(REFINE, "map.mrc", "something in it", "0.5 everywhere")
+
     def test_maps_without_anything_in_them(self, refused, folder):
         write_map(folder / "flat.mrc", torch.ones(BOX, BOX, BOX), PIXEL_SIZE)
         refused("fsc map.mrc flat.mrc", "flat.mrc", "1 everywhere")
@@ -231,7 +254,7 @@ class TestMaps:
 
 
 class TestTables:
-    @pytest.mark.parametrize("command", [STAR, RECONSTRUCT, "info images.star"])
+    @pytest.mark.parametrize("command", [STAR, RECONSTRUCT, REFINE, "info images.star"])
     def test_files_that_hold_none(self, refused, folder, command):
         (folder / "images.star").write_text("hello\n")
         refused(command, "images.star", "no table")
@@ -252,6 +275,8 @@ class TestTables:
             (RECONSTRUCT, "particles", "rlnImageName", ("names the images", "rlnAngleRot")),
             (RECONSTRUCT, "particles", "rlnAnglePsi", ("the orientations", "it has rlnAngleRot")),
             (RECONSTRUCT, "particles", "rlnDefocusU", ("transfer function", "--no-ctf")),
+            (REFINE, "particles", "rlnAnglePsi", ("the orientations", "it has rlnAngleRot")),
+            (REFINE, "particles", "rlnDefocusU", ("transfer function", "--no-ctf")),
             (RECONSTRUCT, "particles", "rlnOpticsGroup", ("in both tables",)),
             ("info images.star", "particles", "rlnImageName", ("names the images",)),
         ],
@@ -398,6 +423,7 @@ class TestImages:
 OUTPUTS = {
     PROJECT: ("new.mrcs", "new.star", "new.json"),
     RECONSTRUCT: ("new.mrc", "new_half1.mrc", "new_half2.mrc", "new_fsc.png", "new.json"),
+    REFINE: ("new.star", "new.png", "new.json"),
     f"{FSC} -o new.png": ("new.png", "new.json"),
 }
 
@@ -450,7 +476,7 @@ class TestOutputs:
     @pytest.mark.parametrize("command", JOBS)
     def test_new_folders_go_with_a_run_that_fails(self, refused, undrawn, monkeypatch, command):
         monkeypatch.setattr(record, "write", full)
-        kept = ["a", "b", "new.mrc.partial"] if command == RECONSTRUCT else []
+        kept = ["a", "b", *KEPT[command]] if command in KEPT else []
         refused(command.replace(" -o ", " -o a/b/"), "No space left on device", kept=kept)
 
     def test_that_are_larger_than_the_disk(self, refused, monkeypatch):
@@ -470,7 +496,7 @@ class TestOutputs:
     def test_that_fill_the_disk(self, refused, undrawn, monkeypatch, command, module, name):
         """What was inserted is not lost."""
         monkeypatch.setattr(module, name, full)
-        kept = ["new.mrc.partial"] if command == RECONSTRUCT else []
+        kept = KEPT.get(command, [])
         refused(command, "cannot write", "new", "No space left on device", *kept, kept=kept)
 
 
@@ -479,7 +505,7 @@ def full(*arguments):
 
 
 class TestMemory:
-    @pytest.mark.parametrize("command", [PROJECT, RECONSTRUCT])
+    @pytest.mark.parametrize("command", [PROJECT, RECONSTRUCT, REFINE])
     def test_that_is_too_small_for_anything(self, refused, monkeypatch, command):
         monkeypatch.setattr(memory, "available", lambda device: 2.0**20)
         refused(command, "box of 24", "GiB", "0.0 GiB are free")

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Callable
 
 from torch import Tensor
 
 from ..errors import InputError
+from ..outputs import OutputError
 from . import interrupts, progress
 from .batches import Batch, Source
 from .checkpoint import Checkpoint
 from .interrupts import Interrupted
 from .ranks import Ranks
+
+
+@contextmanager
+def finishing(checkpoint: Checkpoint) -> Iterator[None]:
+    """All pieces are done and kept: whatever ends this says so. At its end they are kept no longer."""
+    try:
+        yield
+    except (InputError, OutputError, KeyboardInterrupt) as error:
+        kept = f"what came of all particles is kept in {checkpoint.folder}: go on with --resume"
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"interrupted; {kept}") from None
+        raise type(error)(f"{error}; {kept}") from error
+    checkpoint.remove()
 
 
 def check_seed(seed: int) -> None:

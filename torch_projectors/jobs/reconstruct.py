@@ -14,13 +14,12 @@ from ..errors import InputError
 from ..extras import need
 from ..files import Particles, read_mask, write_map
 from ..insertion import Insertion
-from ..outputs import OutputError, check_new, check_space, new_files
+from ..outputs import check_new, check_space, new_files
 from . import correlation, memory, noise, plots, progress, record
 from .batches import Batch, Source
 from .checkpoint import Checkpoint, fingerprint
 from .correlation import Curves
-from .interrupts import Interrupted
-from .pieces import check_seed, work_through
+from .pieces import check_seed, finishing, work_through
 from .ranks import Ranks, joined
 
 # Images at once: what caches and new memory make fastest, and no more than this many bytes.
@@ -178,15 +177,9 @@ def run(
         made["images"] = {"in_map": sum(counts), "left_out": len(bad), "halves": counts}
         made["left_out_first"] = {str(index): why for index, why in sorted(bad.items())[:20]}
         made["seconds"], made["images_per_second"] = round(seconds, 1), round(sum(counts) / seconds, 1)
-        try:
+        with finishing(checkpoint):
             volumes, curves = _maps(sums, counts, policy, inside, seed)
             _write(volumes, curves, source, paths, made, overwrite)
-        except (InputError, OutputError, KeyboardInterrupt) as error:
-            kept = f"the sums of all images are kept in {checkpoint.folder}: go on with --resume"
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(f"interrupted; {kept}") from None
-            raise type(error)(f"{error}; {kept}") from error
-        checkpoint.remove()
         say(_summary(made, paths["map"]))
         return made
 

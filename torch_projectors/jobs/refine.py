@@ -19,7 +19,7 @@ from ..refinement import Refiner
 from . import memory, noise, plots, progress, record
 from .batches import Batch, Source
 from .checkpoint import Checkpoint, fingerprint
-from .pieces import work_through
+from .pieces import finishing, work_through
 from .ranks import joined
 
 # Images in flight.
@@ -189,11 +189,10 @@ def run(
             "score_after": after,
         }
         made.update({name: _spread(values) for name, values in told.items()})
-        with new_files(paths, overwrite) as (star_path, picture, numbers):
+        with finishing(checkpoint), new_files(paths, overwrite) as (star_path, picture, numbers):
             particles.at(index).with_poses(turned.double(), moved.double()).write(star_path)
             plots.draw_refinement(picture, told)
             record.write(numbers, made)
-        checkpoint.remove()
         say(
             f"{output}: poses of {len(index)} particles moved by {made['degrees_moved']['median']:.2f} degrees and "
             f"{made['pixels_moved']['median']:.2f} pixels (medians); their correlation with the map, in the mean, "
@@ -209,6 +208,8 @@ def _read(path: Union[str, Path], source: Source) -> Tensor:
         raise InputError(
             f"{path}: expected a map of the images' box, {source.full} pixels along each axis, got {box}"
         )
+    if volume.min() == volume.max():
+        raise InputError(f"{path}: expected a map with something in it, got {volume.min():g} everywhere")
     if pixel_size > 0 and abs(pixel_size - source.pixel_size) > 0.01 * source.pixel_size:
         raise InputError(
             f"{path}: expected the images' pixel size, {source.pixel_size:g} Å, got {pixel_size:g} Å; "
