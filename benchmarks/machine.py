@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import subprocess
@@ -36,14 +37,24 @@ def cpu() -> str:
 
 
 def backend(device: torch.device, chosen: str) -> str:
-    """What serves the ops, its version, and the vector instructions that it chose."""
+    """What serves the ops, its version, and the vector instructions that it chose, or the architectures it holds."""
     with torch_projectors.use_backend(chosen):
         found = torch_projectors.backends()[serving(device)]
-    if found.name != "cpu":
+    detail = {"cpu": "level", "cuda": "architectures"}.get(found.name)
+    if detail is None:
         return f"{found.name} {found.version}"
-    from torch_projectors_cpu import library
+    library = importlib.import_module(f"torch_projectors_{found.name}.library")
+    return f"{found.name} {found.version}, {getattr(library, detail)()}"
 
-    return f"{found.name} {found.version}, {library.level()}"
+
+def accelerator(device: torch.device) -> str:
+    """Its name; of a GPU also compute capability, memory and driver."""
+    if device.type != "cuda":
+        return device.type
+    p = torch.cuda.get_device_properties(device)
+    driver = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    driver = driver.splitlines()[0] if driver else "unknown"
+    return f"{p.name}, {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB, driver {driver}"
 
 
 def describe(device: torch.device, chosen: str) -> dict[str, object]:
@@ -53,7 +64,7 @@ def describe(device: torch.device, chosen: str) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         # Threads that wait either spin or sleep.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": accelerator(device),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,4 +1,5 @@
-"""The tables of docs/speed.md, from results/cpu_report.json and, beside torch-fourier-slice, results/cpu.json.
+"""The tables of docs/speed.md, from results/cpu_report.json and, beside torch-fourier-slice, results/cpu.json; of CUDA,
+from results/cuda_ptxas.json and, where there is one, results/gpu.json, which benchmarks.gpu writes.
 
 `python -m benchmarks.speed` writes them into the page.
 """
@@ -15,6 +16,8 @@ from .tables import aligned, markdown, rewrite
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu_report.json"
 PEER_RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+PTXAS_RESULTS = ROOT / "benchmarks" / "results" / "cuda_ptxas.json"
+GPU_RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 PAGE = ROOT / "docs" / "speed.md"
 
 PEER = "torch-fourier-slice"  # among the parts of the report
@@ -190,6 +193,58 @@ def where(document: dict[str, Any]) -> Rows:
     return [head, *[[", ".join(names), *values] for values, names in parts.items()]]
 
 
+KERNELS = {"Project": "gather", "Backproject": "scatter", "OwnedBackproject": "scatter, deterministic"}
+KERNELS["Gradients"] = "gradient"
+
+
+def registers(kernels: Sequence[Row]) -> Rows:
+    """Of the float32 kernels between volumes and images, by architecture, what ptxas reports."""
+    main = [
+        k
+        for k in kernels
+        if k["kernel"] in KERNELS
+        and (k["dims"], k["scalar"], k["real"]) == ("3D->2D", "float32", False)
+        and k["interpolation"] != "nearest"
+    ]
+    chosen = sorted({k["architecture"] for k in main}, key=int)
+    found = {(k["kernel"], k["interpolation"], k["architecture"]): k for k in main}
+    table = [["operation", "interpolation", *[f"{a[:-1]}.{a[-1]}" for a in chosen], "bytes spilt"]]
+    for kernel, operation in KERNELS.items():
+        for interpolation in ("linear", "cubic"):
+            each = [found[kernel, interpolation, a] for a in chosen]
+            spilt = sum(k["spill_stores"] + k["spill_loads"] for k in each)
+            table.append([operation, interpolation, *[str(k["registers"]) for k in each], str(spilt)])
+    return table
+
+
+def device(times: Sequence[Row]) -> Rows:
+    """Of benchmarks.gpu: slices of volumes, all poses, linear and cubic."""
+    head = ["operation", "interpolation", "box", "batch", "poses", "thousands a second", "of published"]
+    table = [head]
+    for r in times:
+        if "seconds" in r and r["geometry"] == "3-2" and r["poses"] == 2048:
+            peer = f"{r['of_published']:.2f}" if "of_published" in r else ""
+            setting = [
+                NAMES[r["operation"]],
+                r["interpolation"],
+                *[str(r[n]) for n in ("box", "batch", "poses")],
+            ]
+            table.append([*setting, short(r["projections_per_s"] / 1e3), peer])
+    return table
+
+
+def cuda() -> dict[str, str]:
+    """What the page shows of the CUDA backend."""
+    found = {"ptxas": markdown(registers(json.loads(PTXAS_RESULTS.read_text())["kernels"]))}
+    document = json.loads(GPU_RESULTS.read_text()) if GPU_RESULTS.exists() else {}
+    found["device"] = "Not measured yet."
+    if document.get("times"):
+        m = document["machine"]
+        about = f"On {m['device']}, CUDA {m['cuda']}, PyTorch {m['torch']}, backend {m['backend']}."
+        found["device"] = f"{about}\n\n{markdown(device(document['times']))}"
+    return found
+
+
 def texts(document: dict[str, Any]) -> dict[str, str]:
     """What the page shows, by name."""
     found = {name: markdown(rows) for name, rows in tables(document).items()}
@@ -200,6 +255,7 @@ def texts(document: dict[str, Any]) -> dict[str, str]:
         **dict.fromkeys(TABLES, "Not measured yet."),
         **found,
         "where": markdown(where(document)),
+        **cuda(),
     }
 
 

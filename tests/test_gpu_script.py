@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, speed
 from benchmarks.gpu import Stage
 
 PASSED = "tests/test_a.py::test_one[x y] PASSED [ 50%]"
@@ -90,3 +90,23 @@ def test_every_file_with_tests_over_backends_is_in_the_suite() -> None:
         suite.commands
     )
     assert "test_cuda_host.py" not in suite.commands
+
+
+def test_the_page_of_speed_shows_what_was_measured_on_a_device(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(speed, "GPU_RESULTS", tmp_path / "gpu.json")
+    assert speed.cuda()["device"] == "Not measured yet."
+    problem = {"geometry": "3-2", "interpolation": "linear", "box": 256, "batch": 8, "poses": 2048}
+    times = [
+        {
+            **problem,
+            "operation": "forward",
+            "seconds": 1.0,
+            "projections_per_s": 16384.0,
+            "of_published": 1.5,
+        },
+        {**problem, "box": 512, "left_out": "no time left"},
+    ]
+    machine = dict.fromkeys(("device", "cuda", "torch", "backend"), "x")
+    gpu.write(speed.GPU_RESULTS, {"stages": {}, "machine": machine, "times": times})
+    last = speed.cuda()["device"].splitlines()[-1]
+    assert last == "| gather | linear | 256 | 8 | 2048 | 16.4 | 1.50 |"
