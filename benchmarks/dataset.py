@@ -181,8 +181,8 @@ def texts(results: dict[str, Any]) -> dict[str, str]:
     return {
         "dataset": f"{results['count']} images, {machine['threads']} threads, {machine['cpu']}; median errors.\n\n"
         + markdown(rows),
-        "scaling": "The same work by more processes, which share these threads; and (weak) a quarter of the images for each process "
-        "of one thread:\n\n" + markdown(shared),
+        "scaling": "The same work by more processes, which share these threads; and (weak) a quarter of the images "
+        "for each process of one thread:\n\n" + markdown(shared),
     }
 
 
