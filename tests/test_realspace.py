@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from torch_projectors import backward_project, forward_project, rotations
+from torch_projectors import spectrum as spectrum_module
 from torch_projectors.cases import GEOMETRIES
 from torch_projectors.geometry import INTERPOLATION_CODES
 from torch_projectors.realspace import (
@@ -606,6 +607,31 @@ def test_spectra_are_those_of_boxes_with_the_centre_moved_to_index_0(shape, dtyp
     point = torch.zeros(shape, dtype=dtype)
     point[tuple(n // 2 for n in shape)] = 1
     assert torch.equal(to_spectrum(point, dims), torch.ones_like(spectrum[0]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "smaller"), [((8, 7), (5, 7)), ((9, 8), (4, 3)), ((6, 9, 8), (6, 4, 5)), ((5,), (2,))]
+)
+def test_a_spectrum_gives_the_centre_of_its_box_alone(shape, smaller):
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    spectrum = to_spectrum(x, len(shape))
+    assert torch.equal(from_spectrum(spectrum, shape, smaller), crop(from_spectrum(spectrum, shape), smaller))
+    with pytest.raises(ValueError, match="output_shape: expected at most"):
+        from_spectrum(spectrum, shape, [n + 1 for n in shape])
+
+
+@pytest.mark.parametrize("policy", ["radial", "wiener"])
+def test_weights_are_divided_by_the_same_in_parts(policy, monkeypatch):
+    """To the order in which a shell is summed."""
+    data = torch.randn(2, 10, 10, 10, 6, dtype=torch.complex128)
+    weight = torch.rand(2, 10, 10, 10, 6, dtype=torch.float64) ** 8
+    snr = torch.linspace(1, 0.1, 6, dtype=torch.float64) if policy == "wiener" else None
+    options = {"policy": policy, "snr": snr, "reconstruction_shape": (10, 10, 10)}
+    whole = reconstruct(data, weight, **options)
+    monkeypatch.setattr(spectrum_module, "SLAB", 150)
+    assert len(spectrum_module.slabs((10, 10, 10))) == 5
+    parts = reconstruct(data, weight, **options)
+    assert (parts - whole).abs().max() <= 1000 * torch.finfo(torch.float64).eps * whole.abs().max()
 
 
 LAYOUTS = {

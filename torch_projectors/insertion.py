@@ -11,7 +11,7 @@ from torch import Tensor
 from . import ops, realspace
 from .checks import check_cutoff, check_interpolation, check_oversampling, check_shape
 from .geometry import INTERPOLATION_CODES, Geometry
-from .spectrum import radii, shell_sums, stored_shape
+from .spectrum import shell_means, stored_shape
 
 
 class Insertion:
@@ -117,10 +117,7 @@ class Insertion:
 
         A map of all images correlates with the truth so that 2 fsc / (1 - fsc) is the ratio of its signal to its noise.
         """
-        volumes = radii(self.volume_shape, self.weight.device) / self.oversampling
-        shells = (volumes + 0.5).long()
-        size = shell_sums(torch.ones_like(volumes), shells, len(fsc))
-        mean = shell_sums(self.weight, shells, len(fsc)) / size.clamp(min=1)
+        mean = shell_means(self.weight, self.volume_shape, 1 / self.oversampling, len(fsc))
         if self._code == INTERPOLATION_CODES["cubic"]:
             mean = mean * (6 / 7) ** 3  # as `reconstruct` takes weights
         fsc = fsc.to(mean).clamp(0, 0.9999)

@@ -31,7 +31,7 @@ from .checks import (
 )
 from .fourier import backward_project, forward_project
 from .geometry import INTERPOLATION_CODES
-from .spectrum import halved, radii, shell_sums
+from .spectrum import halved, radii, shell_means, shell_sums, slab_of, slabs
 
 CORRECTIONS = ("separable", "radial", None)
 POLICIES = ("clamp", "radial", "wiener")
@@ -91,7 +91,7 @@ def project(
         reconstruction_shape=boxes.volume,
         gradient="stored",
     )
-    return crop(from_spectrum(projections, boxes.image), output_shape)
+    return from_spectrum(projections, boxes.image, output_shape)
 
 
 def backproject(
@@ -152,7 +152,7 @@ def backproject(
     )
     # What the inverse transforms divide by on the two sides.
     scale = math.prod(boxes.volume) / math.prod(boxes.image)
-    cropped = crop(from_spectrum(total, boxes.volume), shape) * scale
+    cropped = from_spectrum(total, boxes.volume, shape) * scale
     return correct_gridding(cropped, boxes.volume, interpolation, correction)
 
 
@@ -243,13 +243,28 @@ def to_spectrum(x: Tensor, dims: int) -> Tensor:
     return torch.fft.rfftn(torch.fft.ifftshift(x, dim=axes), dim=axes)
 
 
-def from_spectrum(spectrum: Tensor, shape: Sequence[int]) -> Tensor:
-    """Real boxes `[..., *shape]` of half spectra `[..., (D,) H, W//2+1]`: the inverse of `to_spectrum`."""
+def from_spectrum(
+    spectrum: Tensor, shape: Sequence[int], output_shape: Optional[Sequence[int]] = None
+) -> Tensor:
+    """Real boxes `[..., *shape]` of half spectra `[..., (D,) H, W//2+1]`: the inverse of `to_spectrum`.
+
+    With an output_shape the central box of that shape, as `crop` gives it.
+    """
     check_spectrum("spectrum", spectrum)
     shape = check_shape("shape", shape, (1, 2, 3))
     check_real_shape("spectrum", spectrum, "shape", shape, len(shape))
     axes = tuple(range(-len(shape), 0))
-    return torch.fft.fftshift(torch.fft.irfftn(spectrum, s=shape, dim=axes), dim=axes)
+    x = torch.fft.irfftn(spectrum, s=shape, dim=axes)
+    if output_shape is None or tuple(output_shape) == shape:
+        return torch.fft.fftshift(x, dim=axes)
+    output_shape = check_shape("output_shape", output_shape, (len(shape),))
+    if any(new > n for n, new in zip(shape, output_shape)):
+        raise ValueError(f"output_shape: expected at most {shape}, got {output_shape}")
+    # Less to move than all of the box.
+    for axis, n, new in zip(axes, shape, output_shape):
+        before = new // 2
+        x = torch.cat([x.narrow(axis, n - before, before), x.narrow(axis, 0, new - before)], axis)
+    return x
 
 
 def gridding_blur(
@@ -369,7 +384,7 @@ def reconstruct(
         # Weights are inserted with the kernel's magnitude, whose integral is 7/6 where the kernel's is 1.
         weight = weight * (6 / 7) ** dims
     inverse = _inverse_weight(weight, padded, oversampling, policy, snr)
-    x = crop(from_spectrum(data * inverse, padded), shape)
+    x = from_spectrum(data * inverse, padded, shape)
     return correct_gridding(x, padded, interpolation, correction)
 
 
@@ -382,19 +397,22 @@ def _inverse_weight(
         raise ValueError(f"snr: expected with policy 'wiener' and with no other, got {snr!r} with {policy!r}")
     if policy == "clamp":
         return weight.clamp(min=1).reciprocal()
-    radius = radii(padded, weight.device) / oversampling
+    last = math.ceil(math.sqrt(len(padded)) * max(padded) / 2 / oversampling) + 1
     if policy == "radial":
-        shells = (radius + 0.5).long()
-        count = int(shells.max()) + 1
-        size = shell_sums(torch.ones_like(radius), shells, count)
-        mean = shell_sums(weight, shells, count) / size.clamp(min=1)
-        divisor = torch.maximum(weight, (mean / 1000).to(weight.dtype)[..., shells])
-    else:
-        # An oversampled component has its share of an independent one's weight.
-        share = oversampling ** -len(padded)
-        divisor = weight + share / _curve(snr, radius).to(weight.dtype)
-    empty = divisor == 0
-    return torch.where(empty, 0, torch.where(empty, 1, divisor).reciprocal())
+        least = (shell_means(weight, padded, 1 / oversampling, last + 1) / 1000).to(weight.dtype)
+    # An oversampled component has its share of an independent one's weight.
+    share = oversampling ** -len(padded)
+
+    def inverse(part: slice) -> Tensor:
+        radius, divisor = radii(padded, weight.device, part) / oversampling, slab_of(weight, padded, part)
+        if policy == "radial":
+            divisor = torch.maximum(divisor, least[..., (radius + 0.5).long()])
+        else:
+            divisor = divisor + share / _curve(snr, radius).to(weight.dtype)
+        empty = divisor == 0
+        return torch.where(empty, 0, torch.where(empty, 1, divisor).reciprocal())
+
+    return torch.cat([inverse(part) for part in slabs(padded)], -len(padded))
 
 
 def _curve(snr: Any, radius: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ real-space shapes, `([D,] H, W)`, unless they are called stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -120,10 +121,40 @@ def _planes_and_mates(spectrum: Tensor, shape: Sequence[int]) -> tuple[Tensor, T
     return planes, mates
 
 
-def radii(shape: Sequence[int], device: Optional[torch.device] = None) -> Tensor:
-    """Spatial frequency of every stored entry, in cycles per longest axis: |k| in a box of equal axes."""
+# Entries that are looked at together where a whole spectrum would leave the caches many times.
+SLAB = 2**20
+
+
+def slabs(shape: Sequence[int]) -> list[slice]:
+    """Parts of the first axis of a half spectrum, of about as many entries as caches hold."""
+    size = math.prod(stored_shape(shape)[1:])
+    step = max(1, SLAB // size)
+    return [slice(i, min(i + step, shape[0])) for i in range(0, shape[0], step)]
+
+
+def slab_of(x: Tensor, shape: Sequence[int], part: slice) -> Tensor:
+    """Of arrays `[..., *stored]` what a part of the first axis holds."""
+    return x[(..., part, *[slice(None)] * (len(shape) - 1))]
+
+
+def shell_means(values: Tensor, shape: Sequence[int], scale: float, count: int) -> Tensor:
+    """Means `[..., count]` of values `[..., *stored]` over shells: where radius times `scale` rounds to 0, 1, ..."""
+    total = size = 0
+    for part in slabs(shape):
+        shells = (radii(shape, values.device, part) * scale + 0.5).long()
+        total = total + shell_sums(slab_of(values, shape, part), shells, count)
+        size = size + shell_sums(torch.ones_like(shells, dtype=values.dtype), shells, count)
+    return total / size.clamp(min=1)
+
+
+def radii(shape: Sequence[int], device: Optional[torch.device] = None, part: slice = slice(None)) -> Tensor:
+    """Spatial frequency of every stored entry, in cycles per longest axis: |k| in a box of equal axes.
+
+    part: of the first axis.
+    """
     longest, dtype = max(shape), _widest(device)
     axes = [torch.from_numpy((k * (longest / n)) ** 2) for k, n in zip(frequencies(shape), shape)]
+    axes[0] = axes[0][part]
     total = torch.zeros((), dtype=dtype, device=device)
     for axis in axes:
         total = total[..., None] + axis.to(device, dtype)

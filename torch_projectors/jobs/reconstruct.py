@@ -25,7 +25,7 @@ from .ranks import Ranks, joined
 # Images at once: what caches and new memory make fastest, and no more than this many bytes.
 MOST_IMAGES, BYTES = 256, 384 * 2**20
 # Of 12 bytes a frequency, or 24 in double precision, when most are held.
-VOLUMES = 7
+VOLUMES = 6
 # The sums depend on these options, and on the STAR file.
 MATTER = (
     "images",
