@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import ctypes
 import gc
 import importlib.metadata
 import itertools
@@ -344,21 +345,31 @@ def device_limits() -> dict[str, float]:
     return limits
 
 
-def calls(p: Problem) -> dict[str, Callable[[], Any]]:
-    import torch_projectors
-
+def arrays(p: Problem) -> dict[str, torch.Tensor]:
     dims, image_dims = GEOMETRIES[p.geometry]
     generator = torch.Generator("cuda").manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.randn(*shape, dtype=dtype, device="cuda", generator=generator)
 
-    stored = lambda n: (p.box,) * (n - 1) + (p.columns,)  # noqa: E731
-    volume = normal(p.batch, *stored(dims), dtype=torch.complex64)
+    def stored(n: int) -> tuple[int, ...]:
+        return (p.box,) * (n - 1) + (p.columns,)
+
     images = normal(p.batch, p.poses, *stored(image_dims), dtype=torch.complex64)
-    weights = torch.rand(images.shape, device="cuda", generator=generator)
-    rotations = torch.linalg.qr(normal(p.batch, p.poses, dims, dims))[0].contiguous()
-    shifts = normal(p.batch, p.poses, image_dims)
+    return {
+        "volume": normal(p.batch, *stored(dims), dtype=torch.complex64),
+        "images": images,
+        "weights": torch.rand(images.shape, device="cuda", generator=generator),
+        "rotations": torch.linalg.qr(normal(p.batch, p.poses, dims, dims))[0].contiguous(),
+        "shifts": normal(p.batch, p.poses, image_dims),
+    }
+
+
+def calls(p: Problem) -> dict[str, Callable[[], Any]]:
+    import torch_projectors
+
+    dims, image_dims = GEOMETRIES[p.geometry]
+    volume, images, weights, rotations, shifts = arrays(p).values()
     shape = (p.box,) * image_dims
 
     def forward(*arguments: torch.Tensor) -> torch.Tensor:
@@ -383,6 +394,48 @@ def calls(p: Problem) -> dict[str, Callable[[], Any]]:
         "forward": lambda: forward(volume, rotations, shifts),
         "gradient": gradient,
         "backward": backward,
+    }
+
+
+def interleaved(
+    kernels: Any, library: Any, images: Any, weights: Any, rotations: Any, shifts: Any, geometry: Any
+):
+    """A call of the scatter whose sums and weights are interleaved, and its results: float32, with weights. `geometry`:
+    a case, or the arguments that every op ends with."""
+    tail = getattr(geometry, "geometry", geometry)
+    problem, volume_shape, _ = kernels._setting("images", images, rotations, shifts, *tail)
+    volume = images.new_empty(volume_shape)
+    weight_volume = weights.new_empty(volume_shape)
+    sums = torch.empty(16 * volume.numel(), dtype=torch.uint8, device=images.device)
+    problem.workspace, problem.workspace_bytes = sums.data_ptr(), sums.numel()
+    function = library.load().torch_projectors_cuda_trial_interleaved
+    function.argtypes = [ctypes.c_void_p] * 5
+
+    def call() -> tuple[torch.Tensor, torch.Tensor]:
+        arrays = (images, weights, volume, weight_volume)
+        if function(ctypes.addressof(problem), *[x.data_ptr() for x in arrays]):
+            raise RuntimeError(library.message())
+        # Its workspace and poses have to last as long as it may be called.
+        _ = sums, rotations, shifts
+        return volume, weight_volume
+
+    return call
+
+
+def scatters(p: Problem) -> dict[str, Callable[[], Any]]:
+    """The op of insertion as it is, and by the schedule that is measured beside it."""
+    from torch_projectors.geometry import INTERPOLATION_CODES, Geometry
+    from torch_projectors_cuda import library, older_torch
+
+    x = arrays(p)
+    dims, image_dims = GEOMETRIES[p.geometry]
+    shapes = (p.box,) * dims, (p.box,) * image_dims
+    geometry = Geometry(*shapes, INTERPOLATION_CODES[p.interpolation], 1.0, p.box / 2, True)
+    tensors = (x["images"], x["weights"], x["rotations"], x["shifts"])
+    op = torch.ops.torch_projectors.backward_project
+    return {
+        "seconds_op": lambda: op(*tensors, *geometry),
+        "seconds_op_interleaved": interleaved(older_torch.KERNELS, library.LIBRARY, *tensors, geometry),
     }
 
 
@@ -426,6 +479,9 @@ def measure(p: Problem, limits: dict[str, float], peer: dict[tuple[Any, ...], fl
             torch.use_deterministic_algorithms(True)
             row["seconds_deterministic"] = seconds(call)
             torch.use_deterministic_algorithms(False)
+        if operation == "backward" and p.geometry != "2-2":
+            with contextlib.suppress(torch.cuda.OutOfMemoryError):
+                row.update({name: seconds(scatter) for name, scatter in scatters(p).items()})
         key = (p.geometry, operation, p.interpolation, p.box, p.batch, p.poses)
         if key in peer:
             row["of_published"] = row["projections_per_s"] / peer[key]

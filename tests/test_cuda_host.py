@@ -16,6 +16,7 @@ import cuda_on_host
 import pytest
 import torch
 
+from benchmarks import gpu
 from torch_projectors import verification
 from torch_projectors.cases import CASES, Case
 from torch_projectors.ops import REFERENCE
@@ -334,6 +335,18 @@ def test_refusals_say_what_was_expected_and_what_came(ops) -> None:
     refused("cutoff: expected", forward, volume, rotations, shifts, *geometry._replace(cutoff=math.nan))
     refused("rotations: .*precision", forward, volume, rotations.float(), shifts, *geometry)
     refused("weights: .*precision", backward, images, weights.float(), rotations, shifts, *geometry)
+
+
+@pytest.mark.parametrize("case", CASES + LARGE, ids=str)
+def test_insertion_into_interleaved_sums_agrees_with_the_reference(case: Case, package, ops) -> None:
+    _, images, weights, rotations, shifts = case.inputs(torch.complex64)
+    found = gpu.interleaved(ops, package.library.LIBRARY, images, weights, rotations, shifts, case)()
+    wide = [
+        x if x is None else x.to(torch.complex128 if x.is_complex() else torch.float64)
+        for x in (images, weights, rotations, shifts)
+    ]
+    for x, y in zip(found, REFERENCE.bare.backward_project(*wide, *case.geometry)):
+        assert verification._difference(x, y) <= verification.error_bound(case, torch.complex64)
 
 
 # What the example uses of the CUDA runtime, on host memory.

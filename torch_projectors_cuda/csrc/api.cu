@@ -251,6 +251,26 @@ const char* torch_projectors_cuda_architectures(void) { return kArchitectures; }
 
 const char* torch_projectors_cuda_version(void) { return TEXT(TORCH_PROJECTORS_VERSION); }
 
+// Not of the API: backward_project, with weights and in float, by a schedule that is measured beside it. The workspace
+// has 16 bytes for every entry of all volumes.
+extern "C" TORCH_PROJECTORS_CUDA_API int32_t torch_projectors_cuda_trial_interleaved(
+    const torch_projectors_cuda_problem* problem, const void* images, const void* weights, void* volume,
+    void* weight_volume) {
+  return guarded([&] {
+    CudaCall call(problem);
+    if (call.scalar != Scalar::float32 || call.real) refuse("scalar, real: expected 0 and 0");
+    if (weight_volume == nullptr) refuse("weight_volume: expected a pointer, got NULL");
+    call.backward_project(images, weights, volume, weight_volume);
+    if (call.volumes.empty()) return;
+    const OnDevice device(problem->device);
+    const int64_t bytes = times(times(call.problem.batch, call.volumes.entries), int64_t(sizeof(Quad)));
+    void* sums = call.work(bytes);
+    clear(sums, bytes, call.problem.stream);
+    kernels(call.scalar)
+        .backproject_interleaved(call.problem, images, weights, sums, volume, weight_volume);
+  });
+}
+
 #if defined(TORCH_PROJECTORS_HOST)
 extern "C" TORCH_PROJECTORS_CUDA_API void torch_projectors_cuda_host_backwards(int32_t last_first) {
   backwards() = last_first != 0;

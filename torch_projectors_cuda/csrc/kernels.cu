@@ -30,6 +30,20 @@ void dispatch(const Problem& q, const F& f) {
       function<Interpolation, SCALAR, decltype(v)::value, decltype(i)::value, false>(q, __VA_ARGS__);      \
   })
 
+template <class T>
+decltype(Kernels::backproject_interleaved) interleaved() {
+  if constexpr (std::is_same_v<T, float>)
+    return [](const Problem& q, const void* images, const void* weights, void* sums, void* volume,
+              void* weight_volume) {
+      dispatch(q, [&](auto interpolation, auto v, auto i) {
+        backproject_interleaved<decltype(interpolation), decltype(v)::value, decltype(i)::value>(
+            q, images, weights, sums, volume, weight_volume);
+      });
+    };
+  else
+    return nullptr;
+}
+
 }  // namespace
 
 template <class T>
@@ -48,6 +62,7 @@ Kernels kernels_of<SCALAR>() {
     else
       DISPATCHED(backproject, images, weights, volume, weight_volume);
   };
+  k.backproject_interleaved = interleaved<SCALAR>();
   k.gradients = [](const Problem& q, bool real, const void* volume, const void* images, void* grad_images,
                    void* grad_rotations, void* grad_shifts, void* sums) {
     DISPATCHED(gradients, volume, images, grad_images, grad_rotations, grad_shifts, sums);

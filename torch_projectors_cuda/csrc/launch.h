@@ -43,6 +43,11 @@ struct alignas(2 * sizeof(T)) Pair {
   T re, im;
 };
 
+// A sum and that of its weights.
+struct alignas(4 * sizeof(float)) Quad {
+  float re, im, weight, none;
+};
+
 #if defined(__CUDACC__)
 
 using Stream = cudaStream_t;
@@ -87,6 +92,19 @@ TORCH_PROJECTORS_DEVICE void add(Pair<T>* at, Pair<T> x) {
 #endif
   atomicAdd(&at->re, x.re);
   atomicAdd(&at->im, x.im);
+}
+
+TORCH_PROJECTORS_DEVICE void add(Quad* at, Quad x) {
+#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(at)), "f"(x.re), "f"(x.im), "f"(x.weight), "f"(x.none)
+               : "memory");
+#else
+  atomicAdd(&at->re, x.re);
+  atomicAdd(&at->im, x.im);
+  atomicAdd(&at->weight, x.weight);
+#endif
 }
 
 // Of memory that nobody writes to meanwhile.
@@ -213,6 +231,12 @@ template <class T>
 void add(Pair<T>* at, Pair<T> x) {
   at->re += x.re;
   at->im += x.im;
+}
+
+inline void add(Quad* at, Quad x) {
+  at->re += x.re;
+  at->im += x.im;
+  at->weight += x.weight;
 }
 
 template <class T>
