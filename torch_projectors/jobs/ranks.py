@@ -6,7 +6,7 @@ import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,15 @@ class Ranks:
         if self.size > 1:
             with _others():
                 dist.reduce(torch.view_as_real(x) if x.is_complex() else x, 0)
+
+    def collected(self, x: Any) -> list[Any]:
+        """Of every rank what it gave, on the first; on the others nothing."""
+        if self.size == 1:
+            return [x]
+        everyone: Optional[list[Any]] = [None] * self.size if self.first else None
+        with _others():
+            dist.gather_object(x, everyone, 0)
+        return everyone or []
 
     def gathered(self, x: Any) -> list[Any]:
         """Of every rank what it gave, on all."""
@@ -66,6 +75,8 @@ def joined(device: str) -> Iterator[Ranks]:
     if size == 1:
         yield Ranks(0, 1, chosen)
         return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # where NCCL puts what it sends
     # A rank that has more to read may be waited for a long time; one that has died is noticed at once.
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=datetime.timedelta(days=30))
     try:

@@ -186,7 +186,7 @@ def run(
 
 def _reduce(sums: list[Insertion], bad: dict[int, str], ranks: Ranks) -> tuple[dict[int, str], list[int]]:
     """The sums of all processes, on the first; particles left out, and images in each half, of all."""
-    everyone = ranks.gathered((bad, [insertion.images for insertion in sums]))
+    everyone = ranks.collected((bad, [insertion.images for insertion in sums]))
     for insertion in sums:
         ranks.sum_(insertion.data)
         ranks.sum_(insertion.weight)

@@ -163,7 +163,7 @@ def run(
         pieces = torch.arange(len(particles)).split(piece)
         work_through("refining", pieces, source, refine, lambda: found, checkpoint, checkpoint_minutes, ranks)
         seconds = time.perf_counter() - start
-        everyone = ranks.gathered((source.bad, found))
+        everyone = ranks.collected((source.bad, found))
         if not ranks.first:
             return {}
         bad = {index: why for theirs, _ in everyone for index, why in theirs.items()}
