@@ -496,9 +496,12 @@ class TestBadTables:
     def test_files_that_are_no_star_files(self, folder):
         path = folder / "x.star"
         fails(lambda: Particles.read(path), str(path), "no such file")
-        for content in (b"", b"hello\n", bytes(range(256)) * 20, (folder / "a.mrcs").read_bytes()):
+        for content in (b"", b"hello\n"):
             path.write_bytes(content)
-            fails(lambda: Particles.read(path), str(path), "rlnImageName")
+            fails(lambda: Particles.read(path), str(path), "no column rlnImageName", "no table")
+        for content in (bytes(range(256)) * 20, (folder / "a.mrcs").read_bytes()):
+            path.write_bytes(content)
+            fails(lambda: Particles.read(path), str(path))
         fails(lambda: Particles.read(folder), str(folder), "no such file")
 
     @pytest.mark.parametrize(

@@ -303,13 +303,16 @@ class Particles:
         found: dict[int, str] = {}
         last = torch.zeros(len(self.stacks.paths), dtype=torch.int64)
         last.scatter_reduce_(0, self.files, self.places, "amax")
-        shape = None
+        shape = order = None
         for file, place in enumerate(last.tolist()):
             problem = self.stacks.problem(file, place, shape)
             if problem is None:
                 shape = shape or self.stacks.header(file).shape[1:]
                 continue
-            rows = torch.nonzero(self.files == file).flatten()
+            if order is None:
+                order = torch.argsort(self.files, stable=True)
+                ends = torch.bincount(self.files, minlength=len(last)).cumsum(0).tolist()
+            rows = order[ends[file - 1] if file else 0 : ends[file]]
             if self.stacks.problem(file, 0, shape) is None:  # some of its images are there
                 rows = rows[self.places[rows] >= self.stacks.header(file).shape[0]]
             found.update(dict.fromkeys(rows.tolist(), problem))

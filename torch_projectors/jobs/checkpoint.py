@@ -60,7 +60,7 @@ class Checkpoint:
             raise OutputError(
                 f"{checkpoint.folder} was left by an interrupted run: go on with --resume, or remove it"
             )
-        if resume and ranks.first:
+        if resume:
             say(f"going on from {checkpoint.folder}" if found else f"no {checkpoint.folder}: from the start")
         if found:
             checkpoint._load(ranks.rank, ranks.size)

@@ -15,11 +15,12 @@ from ..extras import need
 from ..files import Particles, read_mask, write_map
 from ..insertion import Insertion
 from ..outputs import check_new, check_space, new_files
-from . import correlation, memory, noise, plots, progress, record
+from . import correlation, memory, noise, plots, record
 from .batches import Batch, Source
 from .checkpoint import Checkpoint, fingerprint
 from .correlation import Curves
 from .pieces import check_seed, finishing, work_through
+from .progress import say
 from .ranks import Ranks, joined
 
 # Images at once: what caches and new memory make fastest, and no more than this many bytes.
@@ -116,7 +117,6 @@ def run(
         piece = _piece(source)
         needed = memory_needed(source, oversampling, piece)
         memory.check(needed, _fixed(source, piece), source.box, oversampling, ranks.device)
-        say = progress.say if ranks.first else (lambda text: None)
         say(
             f"{len(particles)} particles of {source.full} pixels; voxels of {source.pixel_size:g} Å; "
             f"halves by {halves_by}"

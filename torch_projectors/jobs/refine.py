@@ -16,10 +16,11 @@ from ..extras import need
 from ..files import Particles, read_map
 from ..outputs import check_new, new_files
 from ..refinement import Refiner
-from . import memory, noise, plots, progress, record
+from . import memory, noise, plots, record
 from .batches import Batch, Source
 from .checkpoint import Checkpoint, fingerprint
 from .pieces import finishing, work_through
+from .progress import say
 from .ranks import joined
 
 # Images in flight.
@@ -104,7 +105,6 @@ def run(
     with joined(device) as ranks:
         if ranks.first:
             check_new(paths, overwrite, [star, map])
-        say = progress.say if ranks.first else (lambda text: None)
         particles = Particles.read(star, images=images, pixel_size=pixel_size)
         source = Source(particles, with_ctf=not no_ctf, skip_bad=skip_bad, device=ranks.device)
         padded = oversampling * source.box
