@@ -189,6 +189,7 @@ class TestOptions:
             (f"{PROJECT} --seed -1", ("--seed", "from 0", "got -1")),
             (f"{RECONSTRUCT} --seed 99999999999999999999", ("--seed", "2^63")),
             (f"{FSC} --seed -1", ("--seed", "got -1")),
+            (f"{FSC} --device nowhere", ("--device", "'nowhere'")),
             (f"{FSC} --pixel-size 0", ("--pixel-size", "got 0")),
         ],
     )

@@ -11,6 +11,7 @@ from ..files import read_map, read_mask
 from ..outputs import check_new, new_files
 from . import correlation, plots, record
 from .pieces import check_seed
+from .ranks import checked_device
 
 
 def run(
@@ -22,6 +23,7 @@ def run(
     pixel_size: Optional[float] = None,
     seed: int = 0,
     overwrite: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The Fourier shell correlation of two maps, printed as a table, and drawn if an output is named.
 
@@ -34,12 +36,14 @@ def run(
         pixel_size: in Å, in place of what the headers say.
         seed: of random phases.
         overwrite: replace earlier results.
+        device: "cpu", "cuda", "cuda:1" ...
 
     Returns:
         What the JSON file holds.
     """
     options = dict(locals())
     check_seed(seed)
+    where = checked_device(device)
     paths = []
     if output is not None:
         if Path(output).suffix != ".png":
@@ -64,9 +68,11 @@ def run(
         if x.min() == x.max():
             raise InputError(f"{path}: expected a map with something in it, got {x.min():g} everywhere")
     inside = None if mask is None else read_mask(mask, a.shape)
-    curves = correlation.compare(a, b, inside, seed)
+    curves = correlation.compare(*(x if x is None else x.to(where) for x in (a, b, inside)), seed)
     box = max(a.shape)
-    made = record.facts("fsc", "cpu", {name: value for name, value in options.items() if name != "overwrite"})
+    made = record.facts(
+        "fsc", str(where), {name: value for name, value in options.items() if name != "overwrite"}
+    )
     made.update(pixel_size=pixel_size, box=box, **curves.facts(box, pixel_size))
     if paths:
         with new_files(paths, overwrite) as (picture, numbers):
