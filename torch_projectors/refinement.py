@@ -9,7 +9,7 @@ eliminated in closed form. Coarse frequencies come first, and cost little: all i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 import torch
@@ -28,8 +28,8 @@ from .checks import (
     shown,
 )
 from .fourier import forward_project
-from .rotations import from_vectors
-from .spectrum import frequencies, halved, stored_shape
+from .rotations import from_vectors, to_vectors
+from .spectrum import cropped, frequencies, halved, stored_shape
 
 # Rows of the Gram matrix that a step is made of: the image, its slice, and the slice's derivatives by turn and move.
 IMAGE, SLICE, ROWS = 0, 1, 7
@@ -198,7 +198,10 @@ class Refiner:
         turned = rest[0].clone()
         tried = torch.zeros(len(shifts), dtype=torch.long, device=shifts.device)
         for stage in stages:
-            data = (cropped(spectra, stage.size), cropped(filters.movedim(-1, 0), stage.size).movedim(0, -1))
+            data = (
+                _cropped(spectra, stage.size),
+                _cropped(filters.movedim(-1, 0), stage.size).movedim(0, -1),
+            )
             gram = self.gram(stage, *data, rotations @ turned, shifts)
             value = self.objective(gram, turned, shifts - start)
             damping = torch.full_like(value, 1e-2)
@@ -315,7 +318,7 @@ class Refiner:
             value = -overlap * overlap.abs() / _nonzero(power)
         else:
             value = self.scale * (self.scale * power - 2 * overlap)
-        for offset, precision in zip((vectors(turned), moved), self.precisions()):
+        for offset, precision in self.prior(turned, moved):
             value = value + 0.5 * precision * offset.square().sum(-1)
         return value
 
@@ -329,10 +332,11 @@ class Refiner:
         if self.scale is None:
             curvature = curvature - across[:, :, None] * (across / power)[:, None, :]
         curvature = size[:, :, None].square() * curvature
-        turn, move = self.precisions()
-        precision = gram.new_tensor([0.5 * turn] * 3 + [0.5 * move] * 2)
-        force = force - precision * torch.cat([vectors(turned), moved], -1)
-        diagonal = curvature.diagonal(dim1=1, dim2=2) + precision
+        diagonal = curvature.diagonal(dim1=1, dim2=2).clone()
+        for offset, precision in self.prior(turned, moved):
+            part = slice(0, 3) if offset.shape[-1] == 3 else slice(3, 5)
+            force[:, part] -= 0.5 * precision * offset
+            diagonal[:, part] += 0.5 * precision
         # In units in which the diagonal is 1.
         unit = _nonzero(diagonal).rsqrt()
         curvature = unit[:, :, None] * curvature * unit[:, None, :]
@@ -345,10 +349,14 @@ class Refiner:
             return torch.full_like(gram[:, 0, 0], self.scale)
         return gram[:, IMAGE, SLICE] / _nonzero(gram[:, SLICE, SLICE])
 
-    def precisions(self) -> tuple[float, float]:
-        """Inverse variances of the prior, per square radian and per square pixel."""
-        turn = 0.0 if self.prior_degrees is None else math.radians(self.prior_degrees) ** -2
-        return turn, 0.0 if self.prior_pixels is None else self.prior_pixels**-2
+    def prior(self, turned: Tensor, moved: Tensor) -> Iterator[tuple[Tensor, float]]:
+        """Of each part of a pose that has one: how far it is from the start, `[P, 3]` or `[P, 2]`, and the inverse
+        variance of that, per square radian or per square pixel.
+        """
+        if self.prior_degrees is not None:
+            yield to_vectors(turned), math.radians(self.prior_degrees) ** -2
+        if self.prior_pixels is not None:
+            yield moved, self.prior_pixels**-2
 
     def schedule(self, size: int) -> list[float]:
         """The cutoffs for images of a size."""
@@ -448,7 +456,7 @@ def whitened(
     Returns `[P, n, n//2+1]`, and real `[P, n, n//2+1, 2]`: CTFs for real and imaginary parts.
     """
     size, image_size = stage.size, stage.image_size
-    spectra = cropped(images, size)
+    spectra = _cropped(images, size)
     y, x = [torch.from_numpy(k).to(stage.angular[0]) for k in frequencies((size, size))]
     radius = (y[:, None].square() + x.square()).sqrt()
     once = halved((radius <= stage.cutoff).to(radius), size)
@@ -478,25 +486,11 @@ def _weights_at(weights: Tensor, radius: Tensor, size: int, image_size: int) -> 
 
 def _full(x: Tensor, image_size: int, size: int) -> Tensor:
     """What broadcasts to half spectra `[..., N, N//2+1]`, cropped as they are."""
-    return cropped(x.expand(*x.shape[:-2], image_size, image_size // 2 + 1), size)
+    return _cropped(x.expand(*x.shape[:-2], image_size, image_size // 2 + 1), size)
 
 
-def cropped(x: Tensor, size: int) -> Tensor:
-    """Half spectra `[..., N, N//2+1]` cropped to those of boxes of `size`."""
-    if x.shape[-2] == size:
-        return x
-    return torch.cat(
-        [x[..., : size // 2 + 1, : size // 2 + 1], x[..., -((size - 1) // 2) :, : size // 2 + 1]], -2
-    )
-
-
-def vectors(rotations: Tensor) -> Tensor:
-    """Rotation vectors `[P, 3]` of rotations `[P, 3, 3]` by less than half a turn: the inverse of `from_vectors`."""
-    skew = 0.5 * (rotations - rotations.mT)
-    axis = torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], -1)
-    sine = axis.norm(dim=-1)
-    cosine = 0.5 * (rotations.diagonal(dim1=1, dim2=2).sum(-1) - 1)
-    return axis * torch.where(sine > 0, torch.atan2(sine, cosine) / _nonzero(sine), 1)[:, None]
+def _cropped(x: Tensor, size: int) -> Tensor:
+    return cropped(x, (x.shape[-2],) * 2, (size, size))
 
 
 def no_worse(new: Tensor, old: Tensor) -> Tensor:
