@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,16 @@ class TestProject:
         project.run(data.map, tmp_path / "again.mrcs", star=str(data.star), ctf=True)
         again = images_of(tmp_path / "again.star")
         assert (again - images_of(data.star)).abs().max() <= 1e-4 * again.abs().max()
+
+    def test_names_of_images_are_relative_to_the_current_folder_if_they_are_below_it(
+        self, data, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        project.run(data.map, "sub/some.mrcs", count=3)
+        monkeypatch.chdir(tmp_path / "sub")
+        for star in ("some.star", "../sub/some.star"):
+            assert Particles.read(star).table["rlnImageName"].iloc[2] == "000003@sub/some.mrcs"
+            assert len(images_of(Path(star))) == 3
 
     def test_even_views_leave_no_gap(self, data, tmp_path):
         project.run(data.map, tmp_path / "even.mrcs", count=400, orientations="even")
@@ -175,6 +186,8 @@ class TestReconstruct:
         images = realspace.from_spectrum(ctf * realspace.to_spectrum(images_of(data.star), 2), (BOX, BOX))
         with StackWriter(tmp_path / data.stack.name, len(images), (BOX, BOX), 2.0) as stack:
             stack.append(images)
+        shutil.copy(data.star, tmp_path / "images.star")
+        particles = Particles.read(tmp_path / "images.star")
         particles.optics["rlnCtfDataAreCtfPremultiplied"] = 1
         particles.write(tmp_path / "images.star")
         reconstruct.run(tmp_path / "images.star", tmp_path / "map.mrc", policy="radial")
@@ -301,12 +314,20 @@ class TestRefine:
             torch.rad2deg(off.norm(dim=-1)).median().item(), rel=0.05
         )
 
-    def test_all_else_in_the_table_stays(self, data, tmp_path):
+    def test_images_are_found_from_the_new_table(self, data, tmp_path, monkeypatch):
+        """In a folder of its own, and below the current one by a relative name."""
         refine.run(data.star, tmp_path / "refined.star", map=data.map, degrees=1.0, pixels=0.5)
-        before, after = (
-            Particles.read(data.star),
-            Particles.read(tmp_path / "refined.star", images=data.star.parent),
-        )
+        refined = Particles.read(tmp_path / "refined.star")
+        assert refined.table["rlnImageName"].iloc[3] == f"000004@{data.stack.as_posix()}"
+        assert torch.equal(images_of(tmp_path / "refined.star"), images_of(data.star))
+        monkeypatch.chdir(data.star.parent.parent)
+        Particles.read(data.star).write(tmp_path / "again.star")
+        name = f"000001@{data.star.parent.name}/images.mrcs"
+        assert Particles.read(tmp_path / "again.star").table["rlnImageName"].iloc[0] == name
+
+    def test_all_else_in_the_table_stays(self, data):
+        refine.run(data.star, data.star.parent / "refined.star", map=data.map, degrees=1.0, pixels=0.5)
+        before, after = (Particles.read(data.star.parent / f"{name}.star") for name in ("images", "refined"))
         changed = {"rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"}
         assert list(after.table.columns) == list(before.table.columns)
         for name in set(before.table.columns) - changed:

@@ -128,11 +128,7 @@ class Particles:
     def _folder(self, stack: str) -> Path:
         if self._images is not None:
             return Path(self._images)
-        above = self.path.absolute().parent
-        for folder in (Path(), above, *above.parents):
-            if (folder / stack).is_file():
-                return folder
-        return Path()
+        return _found_from(self.path, stack) or Path()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -353,9 +349,35 @@ class Particles:
         )
 
     def write(self, path: PathLike) -> None:
-        """A STAR file of the tables as they are."""
+        """A STAR file of the tables as they are; of images that could not be found from there, with their paths."""
         tables = {} if self.optics is None else {"optics": self.optics}
-        need("starfile").write({**tables, self.block: self.table}, path)
+        table = self._named_from(Path(path)) if self._with_images else self.table
+        need("starfile").write({**tables, self.block: table}, path)
+
+    def _named_from(self, star: Path) -> Any:
+        """The table, with names of images by which they are found from a STAR file."""
+        first = self.stacks.paths[int(self.files[0])]
+        name = str(self.table["rlnImageName"].iloc[0]).rpartition("@")[2]
+        folder = _found_from(star, name)
+        if not first.is_file() or (folder is not None and (folder / name).samefile(first)):
+            return self.table
+        paths = [path_to_write(path) for path in self.stacks.paths]
+        names = [
+            f"{place + 1:06d}@{paths[file]}" for file, place in zip(self.files.tolist(), self.places.tolist())
+        ]
+        return self.table.assign(rlnImageName=names)
+
+
+def path_to_write(path: Path) -> str:
+    """Of a file, for a table: relative to the current folder, where RELION runs, if the file is below that."""
+    absolute, here = path.absolute(), Path.cwd()
+    return (absolute.relative_to(here) if here in absolute.parents else absolute).as_posix()
+
+
+def _found_from(star: Path, stack: str) -> Optional[Path]:
+    """The folder that names of stacks in a STAR file are relative to."""
+    above = star.absolute().parent
+    return next((folder for folder in (Path(), above, *above.parents) if (folder / stack).is_file()), None)
 
 
 def _read_tables(path: PathLike) -> dict[str, Any]:

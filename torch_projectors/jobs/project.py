@@ -16,7 +16,7 @@ from ..ctf import LIMITS, Ctf
 from ..errors import InputError
 from ..extras import need
 from ..files import Particles, StackWriter, read_map
-from ..files.particles import ANGLES, DEFOCUS, MICROSCOPE, ORIGINS_ANGSTROM
+from ..files.particles import ANGLES, DEFOCUS, MICROSCOPE, ORIGINS_ANGSTROM, path_to_write
 from ..outputs import check_new, check_space, new_files
 from . import memory, record
 from .interrupts import Interrupted, deferred
@@ -235,7 +235,9 @@ def _even(count: int) -> Tensor:
 
 def _write_table(path: Path, table: Any, optics: Any, stack: Path, pixel_size: float, box: int) -> None:
     pandas = need("pandas")
-    table["rlnImageName"] = [f"{i + 1:06d}@{stack.name}" for i in range(len(table))]
+    # By a name that is found from here, as RELION does; elsewhere from the STAR file beside the stack.
+    name = path_to_write(stack) if Path.cwd() in stack.absolute().parents else stack.name
+    table["rlnImageName"] = [f"{i + 1:06d}@{name}" for i in range(len(table))]
     if optics is None:
         table["rlnOpticsGroup"] = 1
         optics = pandas.DataFrame({"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["opticsGroup1"]})
