@@ -102,7 +102,7 @@ def test_projections_are_added_to_what_volumes_hold(case: Case, weighted: bool, 
     """To rounding: of each entry one more sum than in a volume of their own."""
     inputs = case.inputs()
     weights = inputs.weights if weighted else None
-    operators = ops.selected(torch.device("cpu"))
+    operators = ops.selected(inputs.images.device)
     images, rotations, shifts = inputs.images, inputs.rotations, inputs.shifts
     alone = operators.backward_project(images, weights, rotations, shifts, case.geometry)
     before = torch.randn_like(alone[0]), torch.randn(alone[0].shape, dtype=torch.float64)

@@ -40,7 +40,7 @@ def close(a, b, dtype):
 @pytest.mark.parametrize(("oversampling", "interpolation"), [(1, "linear"), (2, "linear"), (1.5, "cubic")])
 def test_pieces_add_up_to_all_images_at_once(backend, dtype, oversampling, interpolation):
     arguments = data(dtype)
-    insertion = Insertion((N, N), oversampling, interpolation, dtype=dtype)
+    insertion = Insertion((N, N), oversampling, interpolation, dtype=dtype, device=arguments[0].device)
     for piece in torch.arange(P).split(7):
         insertion.add(*(x[piece] for x in arguments))
     volume, weight = at_once(oversampling, interpolation, *arguments)

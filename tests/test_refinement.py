@@ -64,7 +64,7 @@ def simulated(
         oversampling,
     )
     defocus = 3 + 2 * torch.rand(count, 1, 1, generator=g, dtype=torch.float64)
-    ctf = torch.sin(0.3 + 40 * defocus * (radii((size, size)) / 2 / size) ** 2)
+    ctf = torch.sin(0.3 + 40 * defocus * (radii((size, size), volume.device) / 2 / size) ** 2)
     images = ctf * slices + noise * torch.randn(slices.shape, generator=g, dtype=slices.dtype)
     turn = math.radians(degrees) * torch.randn(count, 3, generator=g, dtype=torch.float64)
     move = pixels * torch.randn(count, 2, generator=g, dtype=torch.float64)

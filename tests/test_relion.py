@@ -90,7 +90,8 @@ def relion_images(name: str, n: int) -> tuple[Tensor, Tensor, Tensor]:
     assert golden.shape == (len(rows), n, n) == (4, n, n)
     angles = [[float(row[f"_rlnAngle{angle}"]) for angle in ("Rot", "Tilt", "Psi")] for row in rows]
     origins = [[float(row.get(f"_rlnOrigin{axis}", 0)) for axis in "XY"] for row in rows]
-    return golden, *conventions.from_relion(angles, origins, image_size=n)
+    rotations, shifts = conventions.from_relion(angles, origins, image_size=n)
+    return golden, rotations.to(golden.device), shifts.to(golden.device)
 
 
 def assert_same_images(ours: Tensor, theirs: Tensor, n: int) -> None:
