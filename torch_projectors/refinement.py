@@ -457,7 +457,8 @@ def whitened(
     """
     size, image_size = stage.size, stage.image_size
     spectra = _cropped(images, size)
-    y, x = [torch.from_numpy(k).to(stage.angular[0]) for k in frequencies((size, size))]
+    like = stage.angular[0]
+    y, x = [torch.from_numpy(k).to(like.device, like.dtype) for k in frequencies((size, size))]
     radius = (y[:, None].square() + x.square()).sqrt()
     once = halved((radius <= stage.cutoff).to(radius), size)
     if weights is None:
