@@ -48,11 +48,11 @@ KEPT = 16
 class Refinement(NamedTuple):
     """Poses of P particles after a refinement.
 
-    rotations: `[P, 3, 3]`; shifts: `[P, 2]` in pixels, (x, y).
-    scale: `[P]`, amplitude of the map in the image.
-    score_before, score_after: `[P]`, normalised correlation of image and slice within the finest cutoff, weighted;
-        NaN for images that are not finite.
-    steps: `[P]`, how many were tried; converged: `[P]`, whether at the finest cutoff no step above tolerance was left.
+    - rotations: `[P, 3, 3]`; shifts: `[P, 2]` in pixels, (x, y).
+    - scale: `[P]`, amplitude of the map in the image.
+    - score_before, score_after: `[P]`, normalised correlation of image and slice within the finest cutoff, weighted;
+      NaN for images that are not finite.
+    - steps: `[P]`, how many were tried; converged: `[P]`, whether at the finest cutoff no step above tolerance was left.
     """
 
     rotations: Tensor
