@@ -489,6 +489,22 @@ class TestParticles:
         assert len(Particles.read(path)) == 2
 
 
+def test_a_stack_that_is_in_two_places_is_asked_for(tmp_path, monkeypatch):
+    for folder, value in ((tmp_path, 1.0), (tmp_path / "sub", 2.0)):
+        folder.mkdir(exist_ok=True)
+        with StackWriter(folder / "a.mrcs", 1, (8, 8), 1.0) as stack:
+            stack.append(torch.full((1, 8, 8), value))
+    path = tmp_path / "sub" / "a.star"
+    path.write_text("data_particles\n\nloop_\n_rlnImageName #1\n_rlnAngleRot #2\n1@a.mrcs 0\n1@a.mrcs 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="two files; --images"):
+        Particles.read(path)
+    read = Particles.read(path, images=tmp_path / "sub")
+    assert (read.images(torch.tensor([0])) == 2).all()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert (Particles.read("a.star").images(torch.tensor([0])) == 2).all()
+
+
 class TestBadTables:
     def read(self, folder, particles=PARTICLES, optics=OPTICS, **options):
         return Particles.read(write_star(folder / "x.star", particles, optics), **options)

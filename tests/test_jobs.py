@@ -134,7 +134,10 @@ class TestReconstruct:
         reconstruct.run(data.star, tmp_path / "map.mrc", policy="radial", double=True)
         particles = Particles.read(data.star)
         turns, moves = particles.poses()
-        spectra = realspace.to_spectrum(images_of(data.star).double(), 2)
+        images = images_of(data.star).double()
+        axis = torch.arange(BOX) - BOX // 2
+        outside = axis[:, None] ** 2 + axis**2 > (BOX / 2) ** 2
+        spectra = realspace.to_spectrum(images - images[:, outside].mean(1)[:, None, None], 2)
         ctf = particles.ctf().values((BOX, BOX), particles.pixel_size, dtype=torch.float64)
         sums = backward_project(
             ctf * spectra, turns, moves, (2 * BOX,) * 3, oversampling=2, weights=ctf.square()
@@ -193,7 +196,37 @@ class TestReconstruct:
         reconstruct.run(tmp_path / "images.star", tmp_path / "map.mrc", policy="radial")
         reconstruct.run(data.star, tmp_path / "plain.mrc", policy="radial")
         a, b = (read_map(tmp_path / f"{name}.mrc")[0] for name in ("map", "plain"))
-        same(a, b, 200 * 8)
+        # Their levels beside the particle differ, and with them the level of the map before its correction.
+        level = (a - b) * realspace.gridding_blur((BOX,) * 3, (2 * BOX,) * 3)
+        same(level - level.mean() + b, b, 200 * 8)
+
+    def test_images_whose_phases_were_flipped_lack_signs_alone(self, data, result, tmp_path):
+        particles = Particles.read(data.star)
+        ctf = particles.ctf().values((BOX, BOX), particles.pixel_size)
+        images = realspace.from_spectrum(
+            ctf.sign() * realspace.to_spectrum(images_of(data.star), 2), (BOX, BOX)
+        )
+        with StackWriter(tmp_path / data.stack.name, len(images), (BOX, BOX), 2.0) as stack:
+            stack.append(images)
+        shutil.copy(data.star, tmp_path / "images.star")
+        particles = Particles.read(tmp_path / "images.star")
+        particles.optics["rlnCtfDataArePhaseFlipped"] = 1
+        particles.write(tmp_path / "images.star")
+        reconstruct.run(tmp_path / "images.star", tmp_path / "map.mrc", policy="radial")
+        reconstruct.run(data.star, tmp_path / "plain.mrc", policy="radial")
+        a, b = (read_map(tmp_path / f"{name}.mrc")[0] for name in ("map", "plain"))
+        # Where the function is about 0 its sign is that of its rounding.
+        assert realspace.fsc(a, b)[1 : BOX // 2].min() > 0.9999
+
+    def test_a_level_beside_the_particle_makes_no_difference(self, data, tmp_path):
+        images = images_of(data.star)
+        with StackWriter(tmp_path / data.stack.name, len(images), (BOX, BOX), 2.0) as stack:
+            stack.append(images + 8 * images.std())
+        shutil.copy(data.star, tmp_path / "images.star")
+        for star, name in ((data.star, "plain"), (tmp_path / "images.star", "level")):
+            reconstruct.run(star, tmp_path / f"{name}.mrc", policy="radial")
+        level, plain = (read_map(tmp_path / f"{name}.mrc")[0] for name in ("level", "plain"))
+        same(level, plain, 200 * 8 * 8)
 
     def test_halves_are_those_of_the_file_if_it_has_them(self, data, tmp_path):
         particles = Particles.read(data.star)
@@ -313,6 +346,66 @@ class TestRefine:
         assert facts["degrees_moved"]["median"] == pytest.approx(
             torch.rad2deg(off.norm(dim=-1)).median().item(), rel=0.05
         )
+
+    @pytest.fixture
+    def disturbed(self, data):
+        """Half of a degree off, and of a pixel."""
+        particles = Particles.read(data.star)
+        turns, moves = particles.poses()
+        generator = torch.Generator().manual_seed(5)
+        off = math.radians(0.5) * torch.randn(200, 3, generator=generator, dtype=torch.float64)
+        moved = moves + 0.5 * torch.randn(200, 2, generator=generator, dtype=torch.float64)
+        particles.with_poses(turns @ rotations.from_vectors(off), moved).write(data.star.parent / "off.star")
+        return data.star.parent / "off.star", turns
+
+    def test_levels_of_map_and_images_make_no_difference(self, data, disturbed, tmp_path):
+        star, turns = disturbed
+        level = data.truth + 0.3 * data.truth.max()
+        write_map(tmp_path / "level.mrc", level, 2.0)
+        images = images_of(data.star)
+        with StackWriter(tmp_path / data.stack.name, len(images), (BOX, BOX), 2.0) as stack:
+            stack.append(images + 8 * images.std())
+        shutil.copy(star, tmp_path / "off.star")
+        refine.run(
+            tmp_path / "off.star",
+            tmp_path / "refined.star",
+            map=tmp_path / "level.mrc",
+            pixels=0.5,
+            degrees=0.5,
+        )
+        refined, _ = Particles.read(tmp_path / "refined.star").poses()
+        assert torch.rad2deg(rotations.angles_between(refined, turns)).median() < 0.05
+
+    def test_a_prior_does_not_depend_on_the_scale_of_images(self, data, disturbed, tmp_path):
+        star, _ = disturbed
+        found = []
+        for scale in (1e-3, 1e3):
+            folder = tmp_path / str(scale)
+            folder.mkdir()
+            images = images_of(data.star) + 0.1 * torch.randn(
+                200, BOX, BOX, generator=torch.Generator().manual_seed(1)
+            )
+            with StackWriter(folder / data.stack.name, 200, (BOX, BOX), 2.0) as stack:
+                stack.append(scale * images)
+            shutil.copy(star, folder / "off.star")
+            options = {"prior_degrees": 0.2, "prior_pixels": 0.1, "pixels": 0.5, "degrees": 0.5}
+            refine.run(
+                folder / "off.star",
+                folder / "refined.star",
+                map=data.map,
+                noise_by="rlnOpticsGroup",
+                **options,
+            )
+            found.append(Particles.read(folder / "refined.star").poses()[0])
+        start, _ = Particles.read(star).poses()
+        assert torch.rad2deg(rotations.angles_between(*found)).max() < 0.01
+        assert torch.rad2deg(rotations.angles_between(found[0], start)).median() > 0.05
+
+    def test_the_opposite_contrast_is_noticed(self, data, disturbed, tmp_path, capsys):
+        write_map(tmp_path / "negative.mrc", -data.truth, 2.0)
+        command = f"refine {disturbed[0]} --map {tmp_path}/negative.mrc -o {tmp_path}/refined.star"
+        assert main(command.split()) == 2
+        assert "contrast" in capsys.readouterr().err.splitlines()[-1]
 
     def test_images_are_found_from_the_new_table(self, data, tmp_path, monkeypatch):
         """In a folder of its own, and below the current one by a relative name."""

@@ -400,6 +400,12 @@ class TestImages:
         (folder / "images.mrcs").unlink()
         refused(f"{RECONSTRUCT} --skip-bad", "images.mrcs", "no such file")
 
+    @pytest.mark.parametrize("command", [RECONSTRUCT, f"{RECONSTRUCT} --policy radial", REFINE])
+    def test_of_which_none_has_anything_in_it(self, refused, folder, command):
+        with StackWriter(folder / "images.mrcs", COUNT, (BOX, BOX), PIXEL_SIZE) as stack:
+            stack.append(torch.ones(COUNT, BOX, BOX))
+        refused(f"{command} --skip-bad", "no image is left", "the same value")
+
     def test_that_are_not_square(self, refused, folder, edit):
         self.other_stack(folder, edit, range(COUNT), (BOX, 20))
         refused(RECONSTRUCT, "square", "20 x 24")
@@ -637,6 +643,17 @@ class TestInterrupts:
         (kept,) = (folder / "new.mrc.partial").iterdir()
         kept.write_bytes(kept.read_bytes()[:1000])
         refused(f"{RECONSTRUCT} --resume", kept.name, "interrupted run")
+
+    def test_what_was_kept_goes_with_overwrite(self, stopped, folder, undrawn):
+        stopped(RECONSTRUCT, Insertion, "add", 1, ["new.mrc.partial"])
+        assert main([*RECONSTRUCT.split(), "--overwrite"]) == 0
+        assert json.loads((folder / "new.json").read_text())["images"]["in_map"] == COUNT
+        assert not (folder / "new.mrc.partial").exists()
+
+    def test_images_that_changed_are_not_added_to_what_was_kept(self, stopped, refused, folder):
+        stopped(RECONSTRUCT, Insertion, "add", 1, ["new.mrc.partial"])
+        os.utime(folder / "images.mrcs", ns=(0, 0))
+        refused(f"{RECONSTRUCT} --resume", "other files")
 
     def test_with_nothing_to_resume(self, folder, undrawn, capsys):
         assert main([*RECONSTRUCT.split(), "--resume"]) == 0

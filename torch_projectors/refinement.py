@@ -52,7 +52,8 @@ class Refinement(NamedTuple):
     - scale: `[P]`, amplitude of the map in the image.
     - score_before, score_after: `[P]`, normalised correlation of image and slice within the finest cutoff, weighted;
       NaN for images that are not finite.
-    - steps: `[P]`, how many were tried; converged: `[P]`, whether at the finest cutoff no step above tolerance was left.
+    - steps: `[P]`, how many were tried.
+    - converged: `[P]`, whether at the finest cutoff no step above tolerance was left.
     """
 
     rotations: Tensor
@@ -461,6 +462,7 @@ def whitened(
     y, x = [torch.from_numpy(k).to(like.device, like.dtype) for k in frequencies((size, size))]
     radius = (y[:, None].square() + x.square()).sqrt()
     once = halved((radius <= stage.cutoff).to(radius), size)
+    once[0, 0] = 0  # the mean tells nothing of the pose
     if weights is None:
         power = (once * spectra.abs().square()).sum((1, 2)) / once.sum()
         counted, weight = once > 0, once / _nonzero(power)[:, None, None]

@@ -18,6 +18,9 @@ def read_map(path: PathLike) -> tuple[Tensor, float]:
     header = read_header(path)
     if sorted(header.axes) != [1, 2, 3]:
         raise InputError(f"{path}: expected each of the axes 1, 2, 3 once, got {header.axes}")
+    if min(header.voxel) > 0 and max(header.voxel) > 1.01 * min(header.voxel):
+        found = " x ".join(f"{n:g}" for n in header.voxel)
+        raise InputError(f"{path}: expected voxels of equal edges, got {found} Å")
     values = np.fromfile(header.path, header.dtype, int(np.prod(header.shape)), offset=header.offset)
     values = values.reshape(header.shape).astype(np.float32)
     # File order is sections, rows, columns; ours is z, y, x.

@@ -25,6 +25,7 @@ class Header(NamedTuple):
     dtype: np.dtype
     offset: int  # bytes before the first value
     pixel_size: float  # Å, along x; 0 where the file has none
+    voxel: tuple[float, float, float]  # Å, along x, y and z
     axes: tuple[int, int, int]  # which of x, y, z (1, 2, 3) columns, rows and sections are
     labels: tuple[str, ...]
 
@@ -39,7 +40,7 @@ def read_header(path: PathLike) -> Header:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of labels and map types, on which nothing here depends
             with mrcfile.open(path, header_only=True, permissive=True) as file:
-                header, size, labels = file.header, float(file.voxel_size.x), tuple(file.get_labels())
+                header, size, labels = file.header, file.voxel_size.copy(), tuple(file.get_labels())
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: expected an MRC file; {error}") from error
     mode = int(header.mode)
@@ -57,8 +58,8 @@ def read_header(path: PathLike) -> Header:
             f"{path}: the file is cut short: {_size(shape)} values take {expected} bytes, it has {found}"
         )
     axes = tuple(int(n) for n in (header.mapc, header.mapr, header.maps))
-    pixel_size = size if 0 < size < math.inf else 0.0
-    return Header(path, shape, dtype, offset, pixel_size, axes if any(axes) else (1, 2, 3), labels)
+    sizes = tuple(float(n) if 0 < n < math.inf else 0.0 for n in (size.x, size.y, size.z))
+    return Header(path, shape, dtype, offset, sizes[0], sizes, axes if any(axes) else (1, 2, 3), labels)
 
 
 def _check_start(path: Path) -> None:

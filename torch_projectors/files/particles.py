@@ -33,7 +33,6 @@ NOT_APPLIED = (
     "rlnEvenZernike",
     "rlnMagMat00",
     "rlnMtfFileName",
-    "rlnCtfDataArePhaseFlipped",
 )
 
 
@@ -128,7 +127,13 @@ class Particles:
     def _folder(self, stack: str) -> Path:
         if self._images is not None:
             return Path(self._images)
-        return _found_from(self.path, stack) or Path()
+        found, above = _found_from(self.path, stack), _found_from(self.path, stack, with_current=False)
+        if found is not None and above is not None and not (found / stack).samefile(above / stack):
+            raise InputError(
+                f"{self.path}: {stack} is in the current folder and in {above}, and they are two files; --images says "
+                "in which folder its images are"
+            )
+        return found or Path()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -374,10 +379,11 @@ def path_to_write(path: Path) -> str:
     return (absolute.relative_to(here) if here in absolute.parents else absolute).as_posix()
 
 
-def _found_from(star: Path, stack: str) -> Optional[Path]:
-    """The folder that names of stacks in a STAR file are relative to."""
+def _found_from(star: Path, stack: str, with_current: bool = True) -> Optional[Path]:
+    """The folder that names of stacks in a STAR file are relative to: the current one, the file's, or one above."""
     above = star.absolute().parent
-    return next((folder for folder in (Path(), above, *above.parents) if (folder / stack).is_file()), None)
+    folders = ([Path()] if with_current else []) + [above, *above.parents]
+    return next((folder for folder in folders if (folder / stack).is_file()), None)
 
 
 def _read_tables(path: PathLike) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Optional
 
@@ -14,6 +14,20 @@ from ..errors import InputError
 from ..files import Particles
 from ..spectrum import cropped
 from .progress import say
+
+
+def outside(shape: Sequence[int]) -> Tensor:
+    """Where a box `[..., H, W]` of equal axes has what surrounds the particle: outside the inscribed sphere."""
+    square = torch.zeros(())
+    for n in shape:
+        square = square[..., None] + (torch.arange(n) - n // 2).square()
+    return square > (min(shape) / 2) ** 2
+
+
+def without_background(images: Tensor) -> Tensor:
+    """Images `[n, H, W]` less their mean outside the inscribed circle: beside the particle there is nothing."""
+    around = outside(images.shape[1:]).to(images)
+    return images - (images * around).sum((1, 2), keepdim=True) / around.sum()
 
 
 class Batch(NamedTuple):
@@ -61,6 +75,8 @@ class Source:
             raise InputError(f"--box: expected 8 to {width}, the box of the images, got {box}")
         self.pixel_size = particles.pixel_size * width / self.box
         self.parameters = particles.ctf() if with_ctf else None
+        # Of images whose phases were flipped only the sign of the transfer function is undone.
+        self.flipped = particles.numbers("rlnCtfDataArePhaseFlipped", 0.0) != 0
         ignored = particles.not_applied()
         if ignored:
             say(f"note: {', '.join(ignored)} of {particles.path}: not applied")
@@ -72,6 +88,11 @@ class Source:
                 f"{len(problems)} of {len(self.particles)} particles cannot be used: {example}; --skip-bad leaves "
                 "them out"
             )
+
+    def stacks(self) -> list[tuple[str, int, int]]:
+        """What tells that the stacks of images are still the same."""
+        there = [path for path in self.particles.stacks.paths if path.is_file()]
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in there]
 
     def batches(self, pieces: Iterable[Tensor]) -> Iterator[Batch]:
         """One for each piece, an index `[n]` of particles; without those that turn out to be bad."""
@@ -105,6 +126,7 @@ class Source:
             index, images = index[usable], images[usable.to(images.device)]
             if len(index) == 0:
                 return self._none(index)
+        images = without_background(images)
         spectra = cropped(realspace.to_spectrum(images, 2), (self.full,) * 2, (self.box,) * 2)
         return Batch(index, spectra, self.ctf(index))
 
@@ -118,6 +140,8 @@ class Source:
         """Transfer functions `[n, h, w//2+1]`."""
         if self.parameters is None:
             return None
-        return self.parameters[index].values(
+        values = self.parameters[index].values(
             (self.box,) * 2, self.pixel_size, dtype=self.dtype, device=self.device
         )
+        flipped = self.flipped[index].to(self.device)
+        return torch.where(flipped[:, None, None], values.abs(), values) if flipped.any() else values

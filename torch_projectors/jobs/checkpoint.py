@@ -20,9 +20,9 @@ from .progress import say
 from .ranks import Ranks
 
 
-def fingerprint(files: Sequence[Path], options: Mapping[str, Any]) -> str:
-    """Of all that results depend on."""
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
+def fingerprint(files: Sequence[Path], options: Mapping[str, Any], more: Any) -> str:
+    """Of all that results depend on: contents of files, options, and what tells that other files are the same."""
+    digest = hashlib.sha256(json.dumps([options, more], sort_keys=True, default=str).encode())
     for path in files:
         with open(path, "rb") as file:
             while block := file.read(1 << 24):
@@ -52,17 +52,21 @@ class Checkpoint:
         self._merged: list[Path] = []
 
     @classmethod
-    def opened(cls, output: Path, key: str, resume: bool, ranks: Ranks) -> Checkpoint:
-        """With what an interrupted run left, to resume that; otherwise there may be nothing left."""
+    def opened(cls, output: Path, key: str, resume: bool, overwrite: bool, ranks: Ranks) -> Checkpoint:
+        """With what an interrupted run left, to resume that; otherwise there may be nothing left, or it is removed."""
         checkpoint = cls(output, key)
         found = any(ranks.gathered(checkpoint.folder.is_dir() and any(checkpoint.folder.glob("*.pt"))))
         if found and not resume:
-            raise OutputError(
-                f"{checkpoint.folder} was left by an interrupted run: go on with --resume, or remove it"
-            )
+            if not overwrite:
+                raise OutputError(
+                    f"{checkpoint.folder} was left by an interrupted run: go on with --resume, or begin anew with "
+                    "--overwrite"
+                )
+            if ranks.first:
+                checkpoint.remove()
         if resume:
             say(f"going on from {checkpoint.folder}" if found else f"no {checkpoint.folder}: from the start")
-        if found:
+        if found and resume:
             checkpoint._load(ranks.rank, ranks.size)
         ranks.gathered(None)  # before any of them saves, and so removes
         return checkpoint

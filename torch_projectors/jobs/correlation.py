@@ -34,7 +34,8 @@ class Curves(NamedTuple):
         """Resolutions in Å, and the curves, as numbers to keep."""
         return {
             "resolution_angstrom": {
-                f"{t:g}": box * pixel_size / realspace.fsc_crossing(self.best, t).item() for t in THRESHOLDS
+                f"{t:g}": box * pixel_size / max(1.0, realspace.fsc_crossing(self.best, t).item())
+                for t in THRESHOLDS
             },
             "fsc": {
                 name: [round(value, 5) for value in curve.tolist()] for name, curve in self.present().items()

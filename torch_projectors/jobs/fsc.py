@@ -89,6 +89,8 @@ def table(made: dict[str, Any]) -> str:
         angstrom = made["box"] * made["pixel_size"] / shell
         values = "  ".join(f"{made['fsc'][name][shell]:9.4f}" for name in names)
         lines.append(f"{shell:5d}  {angstrom:14.2f}  {values}")
+    best = made["fsc"].get("corrected", made["fsc"]["unmasked"])[1:]
     for threshold, angstrom in made["resolution_angstrom"].items():
-        lines.append(f"falls below {threshold} at {angstrom:.2f} Å")
+        falls = min(best) < float(threshold)
+        lines.append(f"falls below {threshold} at {angstrom:.2f} Å" if falls else f"stays above {threshold}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import realspace
 from ..spectrum import radii, shell_sums
-from .batches import Source
+from .batches import Source, outside, without_background
 from .progress import bar
 
 IMAGES_OF_A_GROUP = 200
@@ -32,7 +32,7 @@ class Weights:
 
 
 def by_group(source: Source, groups: Tensor, shown: bool = True) -> Tensor:
-    """Variance of a component of an image by shell, `[groups, box//2+1]`, by their mean over all groups and shells.
+    """Variance of a component of an image's spectrum by shell, `[groups, box//2+1]`.
 
     Of up to 200 images of every group, the pixels outside the inscribed circle are transformed.
     """
@@ -43,8 +43,7 @@ def by_group(source: Source, groups: Tensor, shown: bool = True) -> Tensor:
     place = torch.arange(len(order)) - first[groups[order]]
     chosen = order[place < IMAGES_OF_A_GROUP].sort().values
     n = source.full
-    axis = torch.arange(n, dtype=torch.float64) - n // 2
-    outside = (axis[:, None] ** 2 + axis**2 > (n / 2) ** 2).to(source.device, source.dtype)
+    around = outside((n, n)).to(source.device, source.dtype)
     shells = (radii((n, n), torch.device(source.device)) + 0.5).long()
     highest = source.box // 2 + 1
     size = shell_sums(torch.ones(shells.shape, dtype=torch.float64, device=shells.device), shells, highest)
@@ -54,14 +53,14 @@ def by_group(source: Source, groups: Tensor, shown: bool = True) -> Tensor:
         for piece in chosen.split(BATCH):
             x = source.particles.images(piece).to(source.device, source.dtype)
             usable = torch.isfinite(x.flatten(1).sum(1))
-            x, index = x[usable], piece[usable.cpu()]
-            mean = (x * outside).sum((-2, -1), keepdim=True) / outside.sum()
-            power = realspace.to_spectrum((x - mean) * outside, 2).abs().square()
+            x, index = without_background(x[usable]), piece[usable.cpu()]
+            power = realspace.to_spectrum(x * around, 2).abs().square()
             total.index_add_(0, groups[index], (shell_sums(power, shells, highest) / size).cpu().double())
             images.index_add_(0, groups[index], torch.ones(len(index), dtype=torch.float64))
             advance(len(piece))
-    variance = total / images.clamp(min=1)[:, None]
+    # As much of it as there are pixels.
+    variance = total / images.clamp(min=1)[:, None] * (n * n / around.sum().item())
     variance[:, 0] = variance[:, 1]  # the mean was taken away
     known = (images > 0) & (variance > 0).all(1)
     variance[~known] = variance[known].mean(0) if known.any() else 1.0
-    return variance / variance.mean()
+    return variance

@@ -19,15 +19,25 @@ from .ranks import Ranks
 
 
 @contextmanager
-def finishing(checkpoint: Checkpoint) -> Iterator[None]:
-    """All pieces are done and kept: whatever ends this says so. At its end they are kept no longer."""
+def keeping(checkpoint: Checkpoint) -> Iterator[None]:
+    """All pieces are done and kept: whatever ends this says so."""
     try:
         yield
     except (InputError, OutputError, KeyboardInterrupt) as error:
-        kept = f"what came of all particles is kept in {checkpoint.folder}: go on with --resume"
+        kept = f"what came of the particles is kept in {checkpoint.folder}: go on with --resume"
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"interrupted; {kept}") from None
         raise type(error)(f"{error}; {kept}") from error
+
+
+@contextmanager
+def finishing(checkpoint: Checkpoint, images: int, bad: dict[int, str]) -> Iterator[None]:
+    """Results of so many images are made and written: at the end nothing is kept any longer."""
+    if images == 0:
+        checkpoint.remove()
+        raise InputError(f"no image is left to work on: {next(iter(bad.values()), 'there are none')}")
+    with keeping(checkpoint):
+        yield
     checkpoint.remove()
 
 

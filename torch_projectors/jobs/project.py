@@ -16,7 +16,7 @@ from ..ctf import LIMITS, Ctf
 from ..errors import InputError
 from ..extras import need
 from ..files import Particles, StackWriter, read_map
-from ..files.particles import ANGLES, DEFOCUS, MICROSCOPE, ORIGINS_ANGSTROM, path_to_write
+from ..files.particles import ANGLES, DEFOCUS, MICROSCOPE, ORIGINS_ANGSTROM, ORIGINS_PIXELS, path_to_write
 from ..outputs import check_new, check_space, new_files
 from . import memory, record
 from .interrupts import Interrupted, deferred
@@ -25,6 +25,7 @@ from .progress import bar
 from .ranks import checked_device
 
 OF_OTHER_IMAGES = [
+    *ORIGINS_PIXELS,
     "rlnImagePixelSize",
     "rlnImageSize",
     "rlnCtfDataAreCtfPremultiplied",
@@ -244,6 +245,10 @@ def _write_table(path: Path, table: Any, optics: Any, stack: Path, pixel_size: f
         for name in MICROSCOPE:
             if name in table and table[name].nunique() == 1:
                 optics[name] = table.pop(name).iloc[0]
+    # RELION takes origins in pixels for those of a table without optics groups.
+    if all(name in table for name in ORIGINS_PIXELS):
+        for angstrom, pixels in zip(ORIGINS_ANGSTROM, ORIGINS_PIXELS):
+            table[angstrom] = table[pixels] * pixel_size
     # Of the images that the table named before.
     table, optics = (x.drop(columns=OF_OTHER_IMAGES, errors="ignore") for x in (table, optics))
     optics["rlnImagePixelSize"], optics["rlnImageSize"], optics["rlnImageDimensionality"] = pixel_size, box, 2

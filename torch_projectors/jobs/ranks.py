@@ -60,8 +60,7 @@ def _others() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RankError(
-            "another process of this job has ended: see its message; what this one did is kept, go on with --resume "
-            f"({first_line(error)})"
+            f"another process of this job has ended: see its message ({first_line(error)})"
         ) from error
 
 

@@ -19,7 +19,7 @@ from . import correlation, memory, noise, plots, record
 from .batches import Batch, Source
 from .checkpoint import Checkpoint, fingerprint
 from .correlation import Curves
-from .pieces import check_seed, finishing, work_through
+from .pieces import check_seed, finishing, keeping, work_through
 from .progress import say
 from .ranks import Ranks, joined
 
@@ -127,8 +127,8 @@ def run(
             for _ in range(2)
         ]
         matter = {name: options[name] for name in MATTER}
-        key = fingerprint([Path(star)], {**matter, "box": source.box, "piece": piece})
-        checkpoint = Checkpoint.opened(paths["map"], key, resume, ranks)
+        key = fingerprint([Path(star)], {**matter, "box": source.box, "piece": piece}, source.stacks())
+        checkpoint = Checkpoint.opened(paths["map"], key, resume, overwrite, ranks)
         for earlier in checkpoint.results:
             for insertion, (data, weight, count) in zip(sums, earlier):
                 insertion.data += data.to(ranks.device)
@@ -138,7 +138,9 @@ def run(
         if noise_by is not None:
             groups, names = particles.groups(noise_by)
             say(f"noise of {len(names)} groups by {noise_by}")
-            weights = noise.Weights(groups, noise.by_group(source, groups, ranks.first))
+            variance = noise.by_group(source, groups, ranks.first)
+            # Weights about 1, as without: small ones are told by their size.
+            weights = noise.Weights(groups, variance / variance.mean())
         premultiplied = particles.premultiplied()
         rotations, shifts = particles.poses()
         shifts = shifts * (source.box / source.full)
@@ -165,19 +167,20 @@ def run(
             ranks,
         )
         seconds = time.perf_counter() - start
-        bad, counts = _reduce(sums, source.bad, ranks)
+        with keeping(checkpoint):
+            bad, counts = _reduce(sums, source.bad, ranks)
         if not ranks.first:
             return {}
-        if policy == "wiener" and not all(counts):
-            raise InputError(
-                f"--policy wiener: expected images in both halves, got {counts[0]} and {counts[1]}"
-            )
         made = record.facts("reconstruct", str(ranks.device), options)
         made["ranks"] = ranks.size
         made["images"] = {"in_map": sum(counts), "left_out": len(bad), "halves": counts}
         made["left_out_first"] = {str(index): why for index, why in sorted(bad.items())[:20]}
         made["seconds"], made["images_per_second"] = round(seconds, 1), round(sum(counts) / seconds, 1)
-        with finishing(checkpoint):
+        with finishing(checkpoint, sum(counts), bad):
+            if policy == "wiener" and not all(counts):
+                raise InputError(
+                    f"--policy wiener: expected images in both halves, got {counts[0]} and {counts[1]}"
+                )
             volumes, curves = _maps(sums, counts, policy, inside, seed)
             _write(volumes, curves, source, paths, made, overwrite)
         say(_summary(made, paths["map"]))

@@ -17,14 +17,16 @@ from ..files import Particles, read_map
 from ..outputs import check_new, new_files
 from ..refinement import Refiner
 from . import memory, noise, plots, record
-from .batches import Batch, Source
+from .batches import Batch, Source, outside
 from .checkpoint import Checkpoint, fingerprint
-from .pieces import finishing, work_through
+from .pieces import finishing, keeping, work_through
 from .progress import say
 from .ranks import joined
 
 # Images in flight.
 MOST_IMAGES, BYTES = 128, 512 * 2**20
+# Images that tell a contrast from chance.
+ENOUGH = 16
 # The result depends on these options, and on the STAR file and the map.
 MATTER = (
     "images",
@@ -121,9 +123,11 @@ def run(
         needed = 3 * spectrum + piece * 40 * source.full**2 + 0.4 * memory.GIB
         memory.check(needed, needed - 3 * spectrum, source.box, oversampling, ranks.device)
         key = fingerprint(
-            [Path(star), Path(map)], {**{name: options[name] for name in MATTER}, "piece": piece}
+            [Path(star), Path(map)],
+            {**{name: options[name] for name in MATTER}, "piece": piece},
+            source.stacks(),
         )
-        checkpoint = Checkpoint.opened(output, key, resume, ranks)
+        checkpoint = Checkpoint.opened(output, key, resume, overwrite, ranks)
         refiner = Refiner(
             volume,
             degrees=degrees,
@@ -151,6 +155,7 @@ def run(
             pose = [x[batch.index].to(ranks.device, source.dtype) for x in (rotations, shifts)]
             w = None if weights is None else weights(batch.index, batch.spectra)
             result = refiner(batch.spectra, *pose, ctf=c, weights=w)
+            _check_contrast(result.score_before)
             kept = (
                 result.rotations,
                 result.shifts,
@@ -163,7 +168,8 @@ def run(
         pieces = torch.arange(len(particles)).split(piece)
         work_through("refining", pieces, source, refine, lambda: found, checkpoint, checkpoint_minutes, ranks)
         seconds = time.perf_counter() - start
-        everyone = ranks.collected((source.bad, found))
+        with keeping(checkpoint):
+            everyone = ranks.collected((source.bad, found))
         if not ranks.first:
             return {}
         bad = {index: why for theirs, _ in everyone for index, why in theirs.items()}
@@ -188,17 +194,28 @@ def run(
             "score_before": before,
             "score_after": after,
         }
-        made.update({name: _spread(values) for name, values in told.items()})
-        with finishing(checkpoint), new_files(paths, overwrite) as (star_path, picture, numbers):
-            particles.at(index).with_poses(turned.double(), moved.double()).write(star_path)
-            plots.draw_refinement(picture, told)
-            record.write(numbers, made)
+        with finishing(checkpoint, len(index), bad):
+            made.update({name: _spread(values) for name, values in told.items()})
+            with new_files(paths, overwrite) as (star_path, picture, numbers):
+                particles.at(index).with_poses(turned.double(), moved.double()).write(star_path)
+                plots.draw_refinement(picture, told)
+                record.write(numbers, made)
         say(
             f"{output}: poses of {len(index)} particles moved by {made['degrees_moved']['median']:.2f} degrees and "
             f"{made['pixels_moved']['median']:.2f} pixels (medians); their correlation with the map, in the mean, "
             f"went from {before.mean():.4f} to {after.mean():.4f}"
         )
         return made
+
+
+def _check_contrast(scores: Tensor) -> None:
+    """An error if images are less like the map than like its negative, beyond chance."""
+    scores = scores[scores.isfinite()]
+    if len(scores) >= ENOUGH and scores.mean() < -5 * scores.std() / math.sqrt(len(scores)):
+        raise InputError(
+            f"expected images of the map's contrast, got the opposite: their correlation is {scores.mean():.3f} in the "
+            "mean; multiply one of them by -1"
+        )
 
 
 def _read(path: Union[str, Path], source: Source) -> Tensor:
@@ -215,7 +232,8 @@ def _read(path: Union[str, Path], source: Source) -> Tensor:
             f"{path}: expected the images' pixel size, {source.pixel_size:g} Å, got {pixel_size:g} Å; "
             "--pixel-size says which is right for the images"
         )
-    return volume
+    # What surrounds a particle is cut to a cube by padding, whose faces are stronger than the particle.
+    return volume - volume[outside(volume.shape)].mean()
 
 
 def _finest(resolution: Optional[float], source: Source) -> float:
