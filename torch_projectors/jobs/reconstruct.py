@@ -65,9 +65,8 @@ def run(
 ) -> dict[str, Any]:
     """Reconstruct, and write MAP.mrc, MAP_half1.mrc, MAP_half2.mrc, MAP_fsc.png and MAP.json.
 
-    Memory: two halves of 12 bytes for each of (oversampling * box)^3 / 2 frequencies (24 with `double`), and
-    four times as much again, at most, while the maps are made; about 0.8 GiB for images and programs. Not more for
-    more images.
+    Memory: 12 bytes for each of (oversampling * box)^3 / 2 frequencies in each of two halves (24 with `double`), three
+    times that at most while the maps are made, and about 0.8 GiB for images and programs. Not more for more images.
 
     Args:
         star: particles, in a STAR file.
