@@ -101,3 +101,12 @@ def test_page_has_the_tables_of_the_results() -> None:
     page = accuracy.PAGE.read_text(encoding="utf-8")
     for rows in accuracy.tables(DOCUMENT).values():
         assert accuracy.markdown(rows) in page
+
+
+def test_page_about_files_has_the_tables_of_the_results() -> None:
+    dataset = importlib.import_module("benchmarks.dataset")
+    results = json.loads(dataset.RESULTS.read_text())
+    assert results["count"] == 20000
+    page = dataset.PAGE.read_text(encoding="utf-8")
+    for text in dataset.texts(results).values():
+        assert text in page
