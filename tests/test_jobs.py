@@ -25,7 +25,8 @@ from torch_projectors import backward_project, conventions, realspace, rotations
 from torch_projectors.__main__ import main
 from torch_projectors.files import Particles, StackWriter, read_map, write_map
 from torch_projectors.insertion import Insertion
-from torch_projectors.jobs import project, reconstruct, refine
+from torch_projectors.jobs import noise, project, reconstruct, refine
+from torch_projectors.jobs.batches import Source
 from torch_projectors.jobs.correlation import compare
 from torch_projectors.jobs.interrupts import Interrupted
 
@@ -258,6 +259,20 @@ class TestReconstruct:
         # Noise of 16 times the deviation for half of the images: its power falls from 128 to 0.25 of a signal's.
         assert weighted > plain + 0.05
 
+    def test_noise_is_measured_as_the_variance_of_a_component(self, tmp_path):
+        """Of white noise of deviation 3 in n x n pixels 9 n^2, whatever lies in the middle."""
+        data = write_data(tmp_path, 200, BOX)
+        images = 3 * torch.randn(200, BOX, BOX, generator=torch.Generator().manual_seed(2)) + 5
+        images[:, 8:16, 8:16] += 40
+        with StackWriter(data.stack, 200, (BOX, BOX), 2.0) as stack:
+            stack.append(images)
+        variance = noise.by_group(
+            Source(Particles.read(data.star), with_ctf=False), torch.zeros(200).long(), False
+        )
+        assert variance.shape == (1, BOX // 2 + 1)
+        # The least of 1,000 values in a shell: the deviation of a variance is sqrt(2 / 1000) of it, and a mean is gone.
+        assert (variance / (9 * BOX**2) - 1).abs().max() < 0.3
+
     def test_a_mask_is_corrected_for_what_it_does_by_itself(self):
         """Maps of noise alone, in a tight soft mask: correlated by it, and not after correction."""
         generator = torch.Generator().manual_seed(0)
@@ -270,6 +285,9 @@ class TestReconstruct:
         late = slice(8, 16)
         assert curves.corrected[late].abs().max() < 0.25
         assert curves.best is curves.corrected
+        shared = (curves.masked - curves.random) / (1 - curves.random)
+        assert curves.random[late].abs().max() > 0.05
+        assert torch.equal(curves.corrected[late], shared[late])
         assert torch.equal(curves.corrected[1], curves.masked[1])
 
 
