@@ -184,38 +184,34 @@ class TestReconstruct:
         expected = realspace.from_spectrum(expected, (16, 16, 16))
         assert realspace.fsc(found, expected)[1:6].min() > 0.98
 
-    def test_images_already_multiplied_are_not_multiplied_again(self, data, result, tmp_path):
-        particles = Particles.read(data.star)
-        ctf = particles.ctf().values((BOX, BOX), particles.pixel_size)
-        images = realspace.from_spectrum(ctf * realspace.to_spectrum(images_of(data.star), 2), (BOX, BOX))
-        with StackWriter(tmp_path / data.stack.name, len(images), (BOX, BOX), 2.0) as stack:
-            stack.append(images)
-        shutil.copy(data.star, tmp_path / "images.star")
-        particles = Particles.read(tmp_path / "images.star")
-        particles.optics["rlnCtfDataAreCtfPremultiplied"] = 1
-        particles.write(tmp_path / "images.star")
-        reconstruct.run(tmp_path / "images.star", tmp_path / "map.mrc", policy="radial")
-        reconstruct.run(data.star, tmp_path / "plain.mrc", policy="radial")
-        a, b = (read_map(tmp_path / f"{name}.mrc")[0] for name in ("map", "plain"))
+    @pytest.fixture
+    def filtered(self, data, tmp_path):
+        """Maps of images that a function of the transfer function was applied to, as a column says, and of others."""
+
+        def run(column, function):
+            particles = Particles.read(data.star)
+            ctf = particles.ctf().values((BOX, BOX), particles.pixel_size)
+            spectra = function(ctf) * realspace.to_spectrum(images_of(data.star), 2)
+            with StackWriter(tmp_path / data.stack.name, len(spectra), (BOX, BOX), 2.0) as stack:
+                stack.append(realspace.from_spectrum(spectra, (BOX, BOX)))
+            shutil.copy(data.star, tmp_path / "images.star")
+            particles = Particles.read(tmp_path / "images.star")
+            particles.optics[column] = 1
+            particles.write(tmp_path / "images.star")
+            reconstruct.run(tmp_path / "images.star", tmp_path / "map.mrc", policy="radial")
+            reconstruct.run(data.star, tmp_path / "plain.mrc", policy="radial")
+            return [read_map(tmp_path / f"{name}.mrc")[0] for name in ("map", "plain")]
+
+        return run
+
+    def test_images_already_multiplied_are_not_multiplied_again(self, filtered):
+        a, b = filtered("rlnCtfDataAreCtfPremultiplied", lambda ctf: ctf)
         # Their levels beside the particle differ, and with them the level of the map before its correction.
         level = (a - b) * realspace.gridding_blur((BOX,) * 3, (2 * BOX,) * 3)
         same(level - level.mean() + b, b, 200 * 8)
 
-    def test_images_whose_phases_were_flipped_lack_signs_alone(self, data, result, tmp_path):
-        particles = Particles.read(data.star)
-        ctf = particles.ctf().values((BOX, BOX), particles.pixel_size)
-        images = realspace.from_spectrum(
-            ctf.sign() * realspace.to_spectrum(images_of(data.star), 2), (BOX, BOX)
-        )
-        with StackWriter(tmp_path / data.stack.name, len(images), (BOX, BOX), 2.0) as stack:
-            stack.append(images)
-        shutil.copy(data.star, tmp_path / "images.star")
-        particles = Particles.read(tmp_path / "images.star")
-        particles.optics["rlnCtfDataArePhaseFlipped"] = 1
-        particles.write(tmp_path / "images.star")
-        reconstruct.run(tmp_path / "images.star", tmp_path / "map.mrc", policy="radial")
-        reconstruct.run(data.star, tmp_path / "plain.mrc", policy="radial")
-        a, b = (read_map(tmp_path / f"{name}.mrc")[0] for name in ("map", "plain"))
+    def test_images_whose_phases_were_flipped_lack_signs_alone(self, filtered):
+        a, b = filtered("rlnCtfDataArePhaseFlipped", torch.sign)
         # Where the function is about 0 its sign is that of its rounding.
         assert realspace.fsc(a, b)[1 : BOX // 2].min() > 0.9999
 

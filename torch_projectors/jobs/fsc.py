@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..files import read_map, read_mask
 from ..outputs import check_new, new_files
 from . import correlation, plots, record
-from .pieces import check_seed
+from .options import check_seed
 from .ranks import checked_device
 
 

@@ -41,11 +41,6 @@ def finishing(checkpoint: Checkpoint, images: int, bad: dict[int, str]) -> Itera
     checkpoint.remove()
 
 
-def check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**63:
-        raise InputError(f"--seed: expected a number from 0 to 2^63 - 1, got {seed}")
-
-
 def work_through(
     task: str,
     pieces: Sequence[Tensor],

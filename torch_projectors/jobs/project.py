@@ -20,7 +20,7 @@ from ..files.particles import ANGLES, DEFOCUS, MICROSCOPE, ORIGINS_ANGSTROM, ORI
 from ..outputs import check_new, check_space, new_files
 from . import memory, record
 from .interrupts import Interrupted, deferred
-from .pieces import check_seed
+from .options import check_oversampling, check_seed
 from .progress import bar
 from .ranks import checked_device
 
@@ -107,14 +107,17 @@ def run(
         raise InputError(f"--box: expected 8 to {edge}, the box of the map, got {box}")
     if snr is not None and not 0 < snr < math.inf:
         raise InputError(f"--snr: expected a number > 0, got {snr:g}")
-    padded = oversampling * edge
-    if not 1 <= oversampling < math.inf or abs(padded - round(padded)) > 1e-6 * padded:
-        raise InputError(
-            f"--oversampling: expected at least 1, and a whole number of points for {edge} pixels, got {oversampling:g}"
-        )
+    check_oversampling(oversampling, edge)
     images = max(1, BATCH_BYTES // (box * box * 12))
     fixed = images * box * box * BYTES_OF_A_PIXEL
-    memory.check(padded**3 * BYTES_OF_A_POINT + fixed, fixed, edge, oversampling, where, with_box=False)
+    memory.check(
+        (oversampling * edge) ** 3 * BYTES_OF_A_POINT + fixed,
+        fixed,
+        edge,
+        oversampling,
+        where,
+        with_box=False,
+    )
     spacing = pixel_size * edge / box
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -19,7 +19,8 @@ from . import correlation, memory, noise, plots, record
 from .batches import Batch, Source
 from .checkpoint import Checkpoint, fingerprint
 from .correlation import Curves
-from .pieces import check_seed, finishing, keeping, work_through
+from .options import check_oversampling, check_seed
+from .pieces import finishing, keeping, work_through
 from .progress import say
 from .ranks import Ranks, joined
 
@@ -106,7 +107,7 @@ def run(
             particles, box=box, with_ctf=not no_ctf, skip_bad=skip_bad, device=ranks.device, dtype=dtype
         )
         operators = _operators(point_group).to(ranks.device)
-        _check_oversampling(oversampling, source.box)
+        check_oversampling(oversampling, source.box, most=3)
         inside = None
         if mask is not None:
             inside = read_mask(mask, (source.box,) * 3).to(ranks.device, dtype)
@@ -254,14 +255,6 @@ def _summary(made: dict[str, Any], path: Path) -> str:
     found = ", ".join(f"{angstrom:.2f} Å at FSC {threshold}" for threshold, angstrom in resolutions)
     left_out = f", {made['images']['left_out']} left out" if made["images"]["left_out"] else ""
     return f"{path}: {made['images']['in_map']} images{left_out}{': ' + found if found else ''}"
-
-
-def _check_oversampling(oversampling: float, box: int) -> None:
-    padded = oversampling * box
-    if not 1 <= oversampling <= 3 or abs(padded - round(padded)) > 1e-6 * padded:
-        raise InputError(
-            f"--oversampling: expected 1 to 3, and a whole number of points for {box} pixels, got {oversampling:g}"
-        )
 
 
 def _operators(point_group: str) -> Tensor:

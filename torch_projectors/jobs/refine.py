@@ -19,6 +19,7 @@ from ..refinement import Refiner
 from . import memory, noise, plots, record
 from .batches import Batch, Source, outside
 from .checkpoint import Checkpoint, fingerprint
+from .options import check_oversampling
 from .pieces import finishing, keeping, work_through
 from .progress import say
 from .ranks import joined
@@ -109,12 +110,7 @@ def run(
             check_new(paths, overwrite, [star, map])
         particles = Particles.read(star, images=images, pixel_size=pixel_size)
         source = Source(particles, with_ctf=not no_ctf, skip_bad=skip_bad, device=ranks.device)
-        padded = oversampling * source.box
-        if not 1 <= oversampling < math.inf or abs(padded - round(padded)) > 1e-6 * padded:
-            raise InputError(
-                f"--oversampling: expected at least 1, and a whole number of points for {source.box} pixels, "
-                f"got {oversampling:g}"
-            )
+        check_oversampling(oversampling, source.box)
         volume = _read(map, source).to(ranks.device)
         finest = _finest(resolution, source)
         rotations, shifts = particles.poses()
