@@ -18,7 +18,7 @@ CORE = next(c for c in (HERE.parent / "torch_projectors", HERE / "core") if (c /
 sys.path.insert(0, str(CORE / "compiled"))
 import building  # noqa: E402
 
-UNIX = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp-simd -fno-math-errno -fno-trapping-math"
+UNIX = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp-simd -fno-math-errno -fno-trapping-math -DNDEBUG"
 WARNINGS = "-Wall -Wextra -Wno-psabi"
 MICROSOFT = "/O2 /std:c++17 /EHsc /W3 /wd4068"
 # Vector instructions, for Unix compilers and Microsoft's. The first level is what the platform always has. Linkers

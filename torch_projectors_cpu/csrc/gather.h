@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cassert>
 
 #include "rows.h"
 
@@ -99,6 +100,7 @@ struct Reader {
   void inside(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
     using X = AlongX<Interpolation, T, numbers, samples>;
     using P = typename X::P;
+    for (int i = 0; i < samples; ++i) assert(b.inside(u + i));
     P sum, along_y, along_z{};
     if (V == 2) {
       plane<samples>(b, 0, u, sum, along_y);
@@ -196,8 +198,9 @@ struct Reader {
         b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
         b.template locate<slopes>(entries, row);
         for (int u = 0; u < b.count; u += many) {
+          // What lies beyond the row is read with its last samples.
           int32_t all = 1;
-          if (!b.all_inside)
+          if (!b.all_inside || u + many > b.count)
             for (int i = 0; i < many; ++i) all &= int32_t(b.inside(u + i));
           if (all) {
             inside<many>(b, u, values);

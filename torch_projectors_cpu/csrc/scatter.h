@@ -78,6 +78,7 @@ struct Writer {
 
   template <bool weighted, bool all>
   void inside(const Block<Interpolation, T, V>& b, int u, const T* value, T weight) const {
+    assert(b.inside(u));
     const P along = X::weights(b.t[0][u]);
     const P x = spread<T, taps * numbers, numbers>(value) * (real ? X::magnitude(along) : along);
     Q w{};
