@@ -190,6 +190,7 @@ struct Reader {
   template <int I, class Visit>
   void each(const View<T, V, I>& view, int64_t from, int64_t to, const Visit& visit) const {
     const Volume<Interpolation, T, V> entries(grid);
+    const bool far = is_far(grid, numbers * sizeof(T));
     Block<Interpolation, T, V> b;
     Values<T, V, numbers> values;
     for (int64_t index = from; index < to; ++index) {
@@ -197,6 +198,7 @@ struct Reader {
       for (b.first = 0; b.first < row.count; b.first += kBlock) {
         b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
         b.template locate<slopes>(entries, row);
+        if (far) b.template prefetch<numbers>(volume);
         for (int u = 0; u < b.count; u += many) {
           // What lies beyond the row is read with its last samples.
           int32_t all = 1;
@@ -383,6 +385,7 @@ void roof(const Problem& q, const void* volumes, void* images, const Parallel& p
   each_task<T, 3, 2>(q, rows, parallel, [&](const View<T, 3, 2>& view, int64_t from, int64_t to) {
     const T* volume = static_cast<const T*>(volumes) + view.start_of_volume() * 2;
     const Volume<Linear, T, 3> entries(grid);
+    const bool far = is_far(grid, 2 * sizeof(T));
     Block<Linear, T, 3> b;
     for (int64_t index = from; index < to; ++index) {
       const Row<T, 3> row = view.row(index);
@@ -390,6 +393,7 @@ void roof(const Problem& q, const void* volumes, void* images, const Parallel& p
       for (b.first = 0; b.first < row.count; b.first += kBlock) {
         b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
         b.template locate<false>(entries, row);
+        if (far) b.template prefetch<2>(volume);
         for (int u = 0; u < b.count; ++u) {
           const auto line = [&](int i) { return load<Pack<T, 4>>(volume + 2 * int64_t(b.offset[i][u])); };
           const auto sum = (line(0) + line(1)) + (line(2) + line(3));

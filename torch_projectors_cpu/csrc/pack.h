@@ -51,6 +51,14 @@ inline void store(T* p, const P& x) {
   std::memcpy(p, &x, sizeof(P));
 }
 
+// Into the second cache: a block is more than the first holds beside the rest. Any address may be named.
+template <class T>
+inline void prefetch(const T* p) {
+#if defined(__GNUC__)
+  __builtin_prefetch(p, 0, 2);
+#endif
+}
+
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define TORCH_PROJECTORS_SHUFFLE

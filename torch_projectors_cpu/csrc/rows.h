@@ -31,6 +31,13 @@ inline Grid<D> grid_of(const int64_t (&shape)[3]) {
   return grid;
 }
 
+// Whether most entries, of so many bytes, come from memory: then those of a block are asked for at once. By themselves
+// processors wait for fewer, being busy with fewer samples.
+template <int D>
+inline bool is_far(const Grid<D>& grid, size_t bytes) {
+  return grid.size() * int64_t(bytes) > 10 << 20;
+}
+
 // The rows of an image that have samples within the cutoff.
 template <int D>
 class Rows {
@@ -340,6 +347,12 @@ struct Block {
         }
       }
     }
+  }
+
+  template <int numbers>
+  void prefetch(const T* volume) const {
+    for (int u = 0; u < count; ++u)
+      for (const auto& line : offset) LEVEL::prefetch(volume + numbers * int64_t(line[u]));
   }
 
   // Of a sample at the edge: calls visit(x, y, z, entry, mirrored) for its taps, numbered along each axis.

@@ -9,6 +9,10 @@
 namespace torch_projectors {
 namespace LEVEL {
 
+// Samples of a row are added every so many columns, then those beside them: taps of neighbours overlap, and reading a
+// few numbers of which some were only just written waits until they are stored.
+constexpr int kApart = 4;
+
 constexpr int kSlabs = 64;  // ranges of about equal load, which threads divide among each other
 
 // Columns from..to - 1 of a row.
@@ -183,12 +187,14 @@ struct Writer {
   template <bool weighted>
   void write(const Block<Interpolation, T, V>& b, const Row<T, V>& row, const T* values,
              const T* sample_weights) const {
-    for (int u = 0; u < b.count; ++u) {
-      const T weight = weighted ? sample_weights[u] : T(0);
-      if (task[u] == 1) {
-        inside<weighted, true>(b, u, values + numbers * u, weight);
-      } else if (task[u] != 0) {
-        some<weighted>(b, row, u, values + numbers * u, weight);
+    for (int column = 0; column < kApart; ++column) {
+      for (int u = int((column - b.first) & (kApart - 1)); u < b.count; u += kApart) {
+        const T weight = weighted ? sample_weights[u] : T(0);
+        if (task[u] == 1) {
+          inside<weighted, true>(b, u, values + numbers * u, weight);
+        } else if (task[u] != 0) {
+          some<weighted>(b, row, u, values + numbers * u, weight);
+        }
       }
     }
   }
@@ -253,6 +259,7 @@ void backproject(const Problem& q, const void* images, const void* weights, void
   const int64_t slice = grid.size() / grid.shape[V - 1];
   const std::vector<int64_t> limits = slabs<T, V, I>(q, grid, rows);
   const int64_t slice_bytes = slice * int64_t(sizeof(T)) * (numbers + (weights == nullptr ? 0 : 1));
+  const bool far = is_far(grid, sizeof(T) * (numbers + (weights == nullptr ? 0 : 1)));
   const auto add = [&](int64_t b, int64_t low, int64_t high, View<T, V, I>& view) {
     Writer<Interpolation, T, V, real> writer(
         entries, static_cast<T*>(volumes) + b * q.volume_stride * numbers,
@@ -271,38 +278,46 @@ void backproject(const Problem& q, const void* images, const void* weights, void
         const Row<T, V> row = view.row(index);
         Part parts[2];
         writer.touching(row, parts);
-        for (const Part& part : parts)
-          for (block.first = part.from; block.first < part.to; block.first += kBlock) {
-            block.count = int(std::min<int64_t>(part.to - block.first, kBlock));
-            block.template locate<false>(entries, row);
-            writer.sort(block);
-            // In whole vectors where another row follows in memory.
-            const int end = index + 1 < rows.count() && rows.grid.columns() >= kLanes ? block.whole() : block.count;
-            const int64_t start = view.start() + index * rows.grid.columns() + block.first;
-            const T *in = static_cast<const T*>(images) + start * numbers, *counts = view.counts.data() + block.first;
-            if (weights != nullptr) {
-              const T* w = static_cast<const T*>(weights) + start;
-#pragma omp simd
-              for (int u = 0; u < end; ++u) sample_weights[u] = w[u] * counts[u];
-            }
-            if (real) {
-#pragma omp simd
-              for (int u = 0; u < end; ++u) values[u] = in[u] * counts[u];
-            } else {
-              const Complex<T> c = row.phase;
-              const T *xr = view.phases.re() + block.first, *xi = view.phases.im() + block.first;
-#pragma omp simd
-              for (int u = 0; u < end; ++u) {
-                const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
-                values[numbers * u] = in[2 * u] * re + in[2 * u + 1] * im;
-                values[numbers * u + numbers - 1] = (in[2 * u + 1] * re - in[2 * u] * im) * block.sign[u];
-              }
-            }
-            if (weights == nullptr)
-              writer.template write<false>(block, row, values, sample_weights);
-            else
-              writer.template write<true>(block, row, values, sample_weights);
+        const Part all = parts[0].with(parts[1]);
+        // Blocks of the row, whatever of them is own: the order within a block is the same for every owner.
+        for (int64_t from = all.from / kBlock * kBlock; from < all.to; from += kBlock) {
+          const Part whole{from, from + kBlock}, part = parts[0].within(whole).with(parts[1].within(whole));
+          if (part.empty()) continue;
+          block.first = part.from;
+          block.count = int(part.to - part.from);
+          block.template locate<false>(entries, row);
+          if (far) {
+            block.template prefetch<numbers>(writer.volume);
+            if (weights != nullptr) block.template prefetch<1>(writer.weights);
           }
+          writer.sort(block);
+          // In whole vectors where another row follows in memory.
+          const int end = index + 1 < rows.count() && rows.grid.columns() >= kLanes ? block.whole() : block.count;
+          const int64_t start = view.start() + index * rows.grid.columns() + block.first;
+          const T *in = static_cast<const T*>(images) + start * numbers, *counts = view.counts.data() + block.first;
+          if (weights != nullptr) {
+            const T* w = static_cast<const T*>(weights) + start;
+#pragma omp simd
+            for (int u = 0; u < end; ++u) sample_weights[u] = w[u] * counts[u];
+          }
+          if (real) {
+#pragma omp simd
+            for (int u = 0; u < end; ++u) values[u] = in[u] * counts[u];
+          } else {
+            const Complex<T> c = row.phase;
+            const T *xr = view.phases.re() + block.first, *xi = view.phases.im() + block.first;
+#pragma omp simd
+            for (int u = 0; u < end; ++u) {
+              const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
+              values[numbers * u] = in[2 * u] * re + in[2 * u + 1] * im;
+              values[numbers * u + numbers - 1] = (in[2 * u + 1] * re - in[2 * u] * im) * block.sign[u];
+            }
+          }
+          if (weights == nullptr)
+            writer.template write<false>(block, row, values, sample_weights);
+          else
+            writer.template write<true>(block, row, values, sample_weights);
+        }
       }
     }
   };

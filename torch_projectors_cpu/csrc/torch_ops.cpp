@@ -14,21 +14,11 @@ namespace torch_projectors {
 namespace {
 
 // To touch new memory costs a fault for every page of it, which may be more than the work.
-void prepare_pages(void* data, int64_t bytes) {
+void ask_for_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
-  const uintptr_t page = 4096, large = uintptr_t(2) << 20;
-  const auto down = [](uintptr_t x, uintptr_t to) { return x / to * to; };
-  const uintptr_t begin = down(reinterpret_cast<uintptr_t>(data), page), end = reinterpret_cast<uintptr_t>(data) + bytes;
-  const uintptr_t first = down(begin + large - 1, large), last = down(end, large);
-  if (first >= last) return;
-  const auto advise = [](uintptr_t from, uintptr_t to, int advice) {
-    if (from < to) (void)madvise(reinterpret_cast<void*>(from), to - from, advice);
-  };
-  advise(first, last, MADV_HUGEPAGE);
-  // What is left at both ends, at once.
-  constexpr int populate_write = 23;  // MADV_POPULATE_WRITE of Linux 5.14, whose name some headers lack
-  advise(begin, first, populate_write);
-  advise(last, end, populate_write);
+  const uintptr_t large = uintptr_t(2) << 20, begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (begin + large - 1) / large * large, last = (begin + uintptr_t(bytes)) / large * large;
+  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #else
   (void)data;
   (void)bytes;
@@ -79,7 +69,7 @@ struct Cpu {
     }
   }
 
-  static void allocated(const Tensor& tensor, int64_t bytes) { prepare_pages(tensor.mutable_data(), bytes); }
+  static void allocated(const Tensor& tensor, int64_t bytes) { ask_for_large_pages(tensor.mutable_data(), bytes); }
 
   static int64_t backward_workspace(const Problem&, bool) { return 0; }
   static int64_t gradients_workspace(const Problem&, bool, bool) { return 0; }
