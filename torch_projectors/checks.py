@@ -66,6 +66,8 @@ def check_rank(name: str, x: Tensor, dims: int, rotation_dims: int) -> None:
 
 
 def check_shape(name: str, shape: Any, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    if type(shape) is tuple and len(shape) in lengths and all(type(n) is int and n >= 1 for n in shape):
+        return shape  # as in most calls, several times faster
     try:
         values = tuple(shape)
     except TypeError:
@@ -116,7 +118,7 @@ def check_weights(
         )
     check_device(name, weights, projections.device)
     if weights.numel() and _readable(weights):
-        smallest = weights.detach().min().item()
+        smallest = _plain(weights).min().item()
         if not smallest >= 0:
             raise ValueError(f"{name}: expected values >= 0, got {smallest}")
 
@@ -159,6 +161,8 @@ def check_number(name: str, value: Any, expectation: str) -> float:
 
 
 def _is_number(x: Any, types: Any) -> bool:
+    if type(x) in (int, float):  # as in most calls; the abstract types take longer to ask
+        return type(x) is int or types is numbers.Real
     # What a tracer puts in place of numbers is not an instance of their types.
     return ops.tracing() or (isinstance(x, types) and not isinstance(x, bool))
 
@@ -188,7 +192,7 @@ def check_gradient(gradient: Any) -> bool:
 def _readable(x: Tensor) -> bool:
     """Whether values can be looked at without tracing, transforming or waiting for a device."""
     return (
-        x.device.type == "cpu"
+        x.is_cpu
         and not ops.tracing()
         and type(x) in (Tensor, torch.nn.Parameter)
         and not torch._C._are_functorch_transforms_active()
@@ -196,9 +200,13 @@ def _readable(x: Tensor) -> bool:
     )
 
 
+def _plain(x: Tensor) -> Tensor:
+    return x.detach() if x.requires_grad else x
+
+
 def check_finite(name: str, x: Tensor) -> None:
     # A sum is finite only if all terms are: a quarter of the cost of isfinite.
-    if _readable(x) and not math.isfinite(x.detach().sum().item()):
+    if _readable(x) and not math.isfinite(_plain(x).sum().item()):
         for bad in torch.nonzero(~torch.isfinite(x.detach())).tolist():
             raise ValueError(f"{name}: expected finite values, got {x[tuple(bad)].item()} at index {bad}")
 
