@@ -35,7 +35,7 @@ inline Grid<D> grid_of(const int64_t (&shape)[3]) {
 // processors wait for fewer, being busy with fewer samples.
 template <int D>
 inline bool is_far(const Grid<D>& grid, size_t bytes) {
-  return grid.size() * int64_t(bytes) > 10 << 20;
+  return grid.size() * int64_t(bytes) > 4 << 20;
 }
 
 // The rows of an image that have samples within the cutoff.
