@@ -174,6 +174,25 @@ class TestReconstruct:
             # The order of sums differs, and the map's edge is where the correction for gridding is largest.
             assert (turned[inner] - found[inner]).abs().max() <= 1e-4 * found.abs().max()
 
+    @pytest.mark.parametrize("subset", [False, True])
+    def test_expanded_images_are_those_of_a_point_group(self, data, tmp_path, subset):
+        particles = Particles.read(data.star)
+        if subset:
+            particles.table["rlnRandomSubset"] = [1 + (i % 3 == 0) for i in range(len(particles))]
+            particles.write(tmp_path / "images.star")
+        star = tmp_path / "images.star" if subset else data.star
+        facts = reconstruct.run(star, tmp_path / "group.mrc", point_group="C4")
+        turns, moves = particles.poses()
+        turns = symmetry.equivalent(turns, symmetry.operators("C4")).flatten(0, 1)
+        rows = torch.arange(len(particles)).repeat_interleave(4)
+        particles.at(rows).with_poses(turns, moves[rows]).write(tmp_path / "expanded.star")
+        expanded = reconstruct.run(tmp_path / "expanded.star", tmp_path / "map.mrc", expanded=True)
+        assert expanded["images"]["halves"] == [4 * n for n in facts["images"]["halves"]]
+        for name in ("", "_half1", "_half2"):
+            group, found = (read_map(tmp_path / f"{which}{name}.mrc")[0] for which in ("group", "map"))
+            # Poses come from a file of six digits, and every entry is the sum of other roundings.
+            assert (found - group).abs().max() <= 1e-4 * group.abs().max()
+
     def test_a_smaller_box_is_the_map_of_smaller_images(self, data, tmp_path):
         facts = reconstruct.run(data.star, tmp_path / "map.mrc", box=16)
         found, pixel_size = read_map(tmp_path / "map.mrc")
@@ -371,6 +390,18 @@ class TestRefine:
         moved = moves + 0.5 * torch.randn(200, 2, generator=generator, dtype=torch.float64)
         particles.with_poses(turns @ rotations.from_vectors(off), moved).write(data.star.parent / "off.star")
         return data.star.parent / "off.star", turns
+
+    def test_every_pose_of_expanded_images_is_refined(self, data, disturbed, tmp_path):
+        star, turns = disturbed
+        away, true = Particles.read(star), Particles.read(data.star)
+        both = true.at(torch.arange(40) // 2)
+        poses = [torch.stack(pair, 1).flatten(0, 1) for pair in zip(true.poses(), away.poses())]
+        both.with_poses(*(x[:40] for x in poses)).write(tmp_path / "both.star")
+        options = {"map": data.map, "pixels": 0.5, "degrees": 0.5, "expanded": True}
+        refine.run(tmp_path / "both.star", tmp_path / "refined.star", **options)
+        refined, _ = Particles.read(tmp_path / "refined.star").poses()
+        angles = torch.rad2deg(rotations.angles_between(refined, turns[:20].repeat_interleave(2, 0)))
+        assert angles[::2].median() < 0.05 and angles[1::2].median() < 0.05
 
     def test_levels_of_map_and_images_make_no_difference(self, data, disturbed, tmp_path):
         star, turns = disturbed

@@ -378,7 +378,12 @@ class TestImages:
 
     def test_that_are_there_again(self, skipped, edit):
         edit(replaced("rlnImageName", 7, "1@images.mrcs"))
-        skipped(1, "1@images.mrcs", "more than once")
+        skipped(1, "1@images.mrcs", "more than once", "--expanded")
+
+    def test_of_which_poses_are_in_both_halves(self, refused, edit):
+        edit(replaced("rlnImageName", 7, "1@images.mrcs"))
+        edit(lambda tables: tables["particles"].insert(0, "rlnRandomSubset", [1] * 7 + [2] * (COUNT - 7)))
+        refused(f"{RECONSTRUCT} --expanded", "one rlnRandomSubset", "1@images.mrcs")
 
     @pytest.mark.parametrize(("value", "part"), [(float("nan"), "not finite"), (1.0, "the same value")])
     def test_of_which_pixels_are_no_image(self, skipped, folder, value, part):

@@ -299,8 +299,16 @@ class Particles:
         """Images `[n, H, W]` in float32."""
         return self.stacks.read(self.files[index], self.places[index])
 
-    def problems(self) -> dict[int, str]:
-        """Particles whose image is not there, or is there twice: of each its index and what is wrong."""
+    def same_images(self) -> Tensor:
+        """A number `[P]` for each particle, from 0 on: the same for those of the same image."""
+        place = self.files * (int(self.places.max()) + 1) + self.places
+        return place.unique(return_inverse=True)[1]
+
+    def problems(self, expanded: bool = False) -> dict[int, str]:
+        """Particles whose image is not there, or is there twice: of each its index and what is wrong.
+
+        expanded: images may be there twice, at several poses.
+        """
         found: dict[int, str] = {}
         last = torch.zeros(len(self.stacks.paths), dtype=torch.int64)
         last.scatter_reduce_(0, self.files, self.places, "amax")
@@ -317,15 +325,18 @@ class Particles:
             if self.stacks.problem(file, 0, shape) is None:  # some of its images are there
                 rows = rows[self.places[rows] >= self.stacks.header(file).shape[0]]
             found.update(dict.fromkeys(rows.tolist(), problem))
-        place = self.files * (int(self.places.max()) + 1) + self.places
-        _, inverse, counts = place.unique(return_inverse=True, return_counts=True)
-        if (counts > 1).any():
-            order = torch.argsort(inverse, stable=True)
+        if expanded:
+            return found
+        image = self.same_images()
+        if int(image.max()) + 1 < len(self):
+            order = torch.argsort(image, stable=True)
             again = torch.zeros(len(self), dtype=torch.bool)
-            again[order[1:]] = inverse[order[1:]] == inverse[order[:-1]]
+            again[order[1:]] = image[order[1:]] == image[order[:-1]]
             for row in torch.nonzero(again).flatten().tolist():
+                name = self.table["rlnImageName"].iloc[row]
                 found.setdefault(
-                    row, f"{self.path}: {self.table['rlnImageName'].iloc[row]} is there more than once"
+                    row,
+                    f"{self.path}: {name} is there more than once; --expanded takes images at several poses",
                 )
         return found
 

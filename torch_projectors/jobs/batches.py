@@ -54,11 +54,12 @@ class Source:
         box: Optional[int] = None,
         with_ctf: bool = True,
         skip_bad: bool = False,
+        expanded: bool = False,
         device: Any = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.particles, self.skip_bad, self.device, self.dtype = particles, skip_bad, device, dtype
-        self.bad: dict[int, str] = particles.problems()
+        self.bad: dict[int, str] = particles.problems(expanded)
         if self.bad:
             self._leave_out_or_raise(self.bad)
         self.good = torch.ones(len(particles), dtype=torch.bool)

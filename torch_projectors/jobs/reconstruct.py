@@ -39,6 +39,7 @@ MATTER = (
     "point_group",
     "seed",
     "double",
+    "expanded",
 )
 
 
@@ -59,6 +60,7 @@ def run(
     seed: int = 0,
     double: bool = False,
     skip_bad: bool = False,
+    expanded: bool = False,
     checkpoint_minutes: float = 10.0,
     resume: bool = False,
     overwrite: bool = False,
@@ -85,6 +87,7 @@ def run(
         seed: of the halves, if the STAR file has no rlnRandomSubset, and of random phases.
         double: sums in double precision.
         skip_bad: leave out particles whose image is missing, repeated or not finite, instead of stopping.
+        expanded: images may be there at several poses each, as symmetry expansion writes them: all in the same half.
         checkpoint_minutes: how often sums are saved, for `resume`.
         resume: go on where an interrupted run of the same options stopped.
         overwrite: replace earlier results.
@@ -104,14 +107,20 @@ def run(
         particles = Particles.read(star, images=images, pixel_size=pixel_size)
         dtype = torch.float64 if double else torch.float32
         source = Source(
-            particles, box=box, with_ctf=not no_ctf, skip_bad=skip_bad, device=ranks.device, dtype=dtype
+            particles,
+            box=box,
+            with_ctf=not no_ctf,
+            skip_bad=skip_bad,
+            expanded=expanded,
+            device=ranks.device,
+            dtype=dtype,
         )
         operators = _operators(point_group).to(ranks.device)
         check_oversampling(oversampling, source.box, most=3)
         inside = None
         if mask is not None:
             inside = read_mask(mask, (source.box,) * 3).to(ranks.device, dtype)
-        halves_of, halves_by = _halves(particles, seed)
+        halves_of, halves_by = _halves(particles, seed, expanded)
         if policy == "wiener" and len(halves_of[source.good].unique()) < 2:
             raise InputError("--policy wiener: expected images in both halves; --policy radial goes without")
         check_space(paths["map"], 3 * 4 * source.box**3)
@@ -271,12 +280,20 @@ def _paths(output: Path) -> dict[str, Path]:
     return {name: output.with_name(output.stem + ending) for name, ending in names.items()}
 
 
-def _halves(particles: Particles, seed: int) -> tuple[Tensor, str]:
-    """The half, 0 or 1, of each particle, and how they were chosen."""
+def _halves(particles: Particles, seed: int, expanded: bool) -> tuple[Tensor, str]:
+    """The half, 0 or 1, of each particle, and how they were chosen: by image, of which there may be several poses."""
+    image = particles.same_images() if expanded else torch.arange(len(particles))
+    count = int(image.max()) + 1
     if particles.has(["rlnRandomSubset"]):
-        return (particles.numbers("rlnRandomSubset") != 1).long(), "rlnRandomSubset"
-    order = torch.randperm(len(particles), generator=torch.Generator().manual_seed(seed))
-    return order % 2, f"chance, seed {seed}"
+        halves = (particles.numbers("rlnRandomSubset") != 1).long()
+        of_image = torch.zeros(count, dtype=torch.int64).scatter_(0, image, halves)
+        torn = torch.nonzero(of_image[image] != halves)
+        if len(torn):
+            name = particles.table["rlnImageName"].iloc[int(torn[0])]
+            raise InputError(f"{particles.path}: expected one rlnRandomSubset for all poses of {name}")
+        return halves, "rlnRandomSubset"
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[image] % 2, f"chance, seed {seed}"
 
 
 def image_bytes(source: Source) -> int:

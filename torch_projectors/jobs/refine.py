@@ -41,6 +41,7 @@ MATTER = (
     "interpolation",
     "no_ctf",
     "noise_by",
+    "expanded",
 )
 
 
@@ -61,6 +62,7 @@ def run(
     no_ctf: bool = False,
     noise_by: Optional[str] = None,
     skip_bad: bool = False,
+    expanded: bool = False,
     checkpoint_minutes: float = 10.0,
     resume: bool = False,
     overwrite: bool = False,
@@ -87,6 +89,7 @@ def run(
         no_ctf: images without a transfer function.
         noise_by: column of the STAR file by whose groups the power of noise is measured, such as rlnOpticsGroup.
         skip_bad: leave out particles whose image is missing, repeated or not finite, instead of stopping.
+        expanded: images may be there at several poses each, as symmetry expansion writes them.
         checkpoint_minutes: how often results are saved, for `resume`.
         resume: go on where an interrupted run of the same options stopped.
         overwrite: replace earlier results.
@@ -109,7 +112,9 @@ def run(
         if ranks.first:
             check_new(paths, overwrite, [star, map])
         particles = Particles.read(star, images=images, pixel_size=pixel_size)
-        source = Source(particles, with_ctf=not no_ctf, skip_bad=skip_bad, device=ranks.device)
+        source = Source(
+            particles, with_ctf=not no_ctf, skip_bad=skip_bad, expanded=expanded, device=ranks.device
+        )
         check_oversampling(oversampling, source.box)
         volume = _read(map, source).to(ranks.device)
         finest = _finest(resolution, source)
