@@ -46,11 +46,6 @@ struct AlongX {
   static void sum(const P& x, T* to) { sum_taps<T, lanes, samples, numbers>(x, to); }
 };
 
-template <class T>
-inline T magnitude(T x) {
-  return x < 0 ? -x : x;
-}
-
 // What samples read: the value, and its derivatives along (x, y[, z]) of the volume.
 template <class T, int V, int numbers>
 struct Values {
@@ -134,17 +129,23 @@ struct Reader {
 
   void at_edge(const Volume<Interpolation, T, V>& entries, const Block<Interpolation, T, V>& b, int u,
                Values<T, V, numbers>& to) const {
-    T columns[slopes ? V : 1][taps][numbers] = {};  // interpolated along all axes but x, and with a slope along one
-    b.each_tap_at_edge(entries, u, [&](int x, int y, int z, int64_t entry, bool mirrored) {
+    using P = Pack<T, numbers>;
+    P columns[slopes ? V : 1][taps] = {};  // interpolated along all axes but x, and with a slope along one
+    const int mirrored = b.mirrored(u);
+    b.each_line_at_edge(entries, u, [&](int y, int z, int64_t line, int64_t mates) {
       const T wy = b.weight[1][y][u], wz = V == 3 ? b.weight[V - 1][z][u] : T(1);
-      for (int c = 0; c < numbers; ++c) {
-        const T stored = volume[entry * numbers + c], value = c == 1 && mirrored ? -stored : stored;
-        columns[0][x][c] += tap_weight(wz) * tap_weight(wy) * value;
+      for (int x = 0; x < taps; ++x) {
+        const P stored = load<P>(volume + (x < mirrored ? mates - x : line + x) * numbers);
+        columns[0][x] = columns[0][x] + stored * (tap_weight(wz) * tap_weight(wy));
         if (!slopes) continue;
-        columns[1][x][c] += tap_weight(wz) * tap_slope(b.slope[1][y][u], wy) * value;
-        if (V == 3) columns[V - 1][x][c] += tap_slope(b.slope[V - 1][z][u], wz) * tap_weight(wy) * value;
+        columns[1][x] = columns[1][x] + stored * (tap_weight(wz) * tap_slope(b.slope[1][y][u], wy));
+        if (V == 3)
+          columns[V - 1][x] = columns[V - 1][x] + stored * (tap_slope(b.slope[V - 1][z][u], wz) * tap_weight(wy));
       }
     });
+    if (!real)
+      for (auto& along : columns)
+        for (int x = 0; x < mirrored; ++x) along[x][numbers - 1] = -along[x][numbers - 1];
     for (int c = 0; c < numbers; ++c) {
       T value = 0, derivative[V] = {};
       for (int x = 0; x < taps; ++x) {

@@ -59,6 +59,15 @@ inline void prefetch(const T* p) {
 #endif
 }
 
+// What is read soon, whole.
+template <class T>
+inline void prefetch_all(const T* p, int64_t count) {
+#if defined(__GNUC__)
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i, 0, 3);
+  __asm__ volatile("");  // a function that only prefetches is taken for one that does nothing
+#endif
+}
+
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define TORCH_PROJECTORS_SHUFFLE

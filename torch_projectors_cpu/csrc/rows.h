@@ -17,12 +17,19 @@ namespace LEVEL {
 // A function of its own: within another, compilers forget which arrays cannot overlap, and take one sample at a time.
 #if defined(__GNUC__)
 #define TORCH_PROJECTORS_APART __attribute__((noinline))
+#define TORCH_PROJECTORS_RESTRICT __restrict__
 #else
 #define TORCH_PROJECTORS_APART __declspec(noinline)
+#define TORCH_PROJECTORS_RESTRICT __restrict
 #endif
 
 constexpr int kBlock = 64;
 constexpr int kLanes = 8;  // samples are located by as many at once
+
+template <class T>
+inline T magnitude(T x) {
+  return x < 0 ? -x : x;
+}
 
 template <int D>
 inline Grid<D> grid_of(const int64_t (&shape)[3]) {
@@ -48,15 +55,16 @@ class Rows {
     int64_t n = 1;
     for (int a = 1; a < D; ++a) n *= grid.shape[a];
     columns_.resize(size_t(n));
-    frequencies_.resize(size_t(n));
+    for (auto& axis : frequencies_) axis.resize(size_t(n));
     for (int64_t row = 0; row < n; ++row) {
-      auto& k = frequencies_[size_t(row)];
+      Frequencies k;
       int64_t rest = row;
       for (int a = 1; a < D; ++a) {
         k[size_t(a - 1)] = grid.frequency(a, rest % grid.shape[a]);
+        frequencies_[a - 1][size_t(row)] = int32_t(k[size_t(a - 1)]);
         rest /= grid.shape[a];
       }
-      columns_[size_t(row)] = within(k, cutoff);
+      columns_[size_t(row)] = int32_t(within(k, cutoff));
     }
   }
 
@@ -67,7 +75,15 @@ class Rows {
 
   using Frequencies = std::array<int64_t, D - 1>;  // (y[, z])
 
-  const Frequencies& frequencies(int64_t row) const { return frequencies_[size_t(row)]; }
+  Frequencies frequencies(int64_t row) const {
+    Frequencies k;
+    for (int a = 1; a < D; ++a) k[size_t(a - 1)] = frequencies_[a - 1][size_t(row)];
+    return k;
+  }
+
+  // Of all rows, one after the other.
+  const int32_t* columns() const { return columns_.data(); }
+  const int32_t* frequencies_along(int axis) const { return frequencies_[axis - 1].data(); }
 
  private:
   int64_t within(const Frequencies& k, double cutoff) const {
@@ -82,8 +98,7 @@ class Rows {
     return n + 1;
   }
 
-  std::vector<int64_t> columns_;
-  std::vector<Frequencies> frequencies_;
+  std::vector<int32_t> columns_, frequencies_[D - 1];
 };
 
 // exp(-2 pi i k s / N) for the frequencies 0..N//2 of every axis of an image.
@@ -155,9 +170,7 @@ class Phases {
 template <class T, int V>
 struct Row {
   int64_t index, count;
-  bool finite;  // whether all positions of the image are
   T step[V], base[V];
-  double columns_per_step[V];  // 1 / step
   Complex<T> phase;
 
   T position(int axis, int64_t column) const { return step[axis] * T(column) + base[axis]; }
@@ -171,7 +184,7 @@ class View {
   Phases<T, I> phases;    // times the counts
   std::vector<T> counts;  // of the columns: how much their entries count in the pairing of volumes and images
   T matrix[V][I];         // times the oversampling
-  double inverse[V];      // of its first column
+  bool finite = true;     // whether all positions are
 
   View(const Problem& q, const Rows<I>& rows)
       : rows(rows), phases(rows.grid), counts(size_t(rows.grid.columns() + kLanes), T(1)), q_(q) {
@@ -190,12 +203,11 @@ class View {
         static_cast<const T*>(q_.rotations) + batch * q_.rotation_strides[0] + pose * q_.rotation_strides[1];
     for (int a = 0; a < V; ++a)
       for (int c = 0; c < I; ++c) matrix[a][c] = T(q_.oversampling) * rotation[a * V + c];
-    finite_ = true;
+    finite = true;
     for (int a = 0; a < V; ++a) {
-      inverse[a] = 1 / double(matrix[a][0]);
       double reach = 0;
       for (int c = 0; c < I; ++c) reach += std::abs(double(matrix[a][c])) * double(rows.grid.shape[c]);
-      finite_ &= reach < double(std::numeric_limits<T>::max());
+      finite &= reach < double(std::numeric_limits<T>::max());
     }
     if (q_.shifts == nullptr) return;  // all phases are 1, as at first
     phases.set(static_cast<const T*>(q_.shifts) + batch * q_.shift_strides[0] + pose * q_.shift_strides[1]);
@@ -213,11 +225,9 @@ class View {
     Row<T, V> row;
     row.index = index;
     row.count = rows.columns(index);
-    row.finite = finite_;
-    const auto& k = rows.frequencies(index);
+    const auto k = rows.frequencies(index);
     for (int a = 0; a < V; ++a) {
       row.step[a] = matrix[a][0];
-      row.columns_per_step[a] = inverse[a];
       row.base[a] = 0;
       for (int c = 1; c < I; ++c) row.base[a] += matrix[a][c] * T(k[size_t(c - 1)]);
     }
@@ -228,7 +238,6 @@ class View {
  private:
   const Problem& q_;
   int64_t batch_ = -1, pose_ = -1;
-  bool finite_ = true;
 };
 
 // What is the same for all samples: which first taps of theirs are in the band, and how far apart entries lie.
@@ -281,19 +290,16 @@ struct Block {
   // Count, to the end of a vector: what lies beyond is computed too, and not used.
   int whole() const { return int(unsigned(count + kLanes - 1) & ~unsigned(kLanes - 1)); }
 
-  template <bool slopes>
-  TORCH_PROJECTORS_APART void locate(const Volume<Interpolation, T, V>& volume, const Row<T, V>& row) {
-    T step[V], base[V];
-    for (int a = 0; a < V; ++a) {
-      step[a] = row.step[a];
-      base[a] = row.base[a];
-    }
+  // If `owned`, taps get no weight that lie on planes other than low <= |k| < high, and are placed on one of these.
+  template <bool slopes, bool owned = false>
+  TORCH_PROJECTORS_APART void locate(const Volume<Interpolation, T, V>& volume, const Row<T, V>& row, int32_t low = 0,
+                                     int32_t high = 0) {
+    // Not copied: two at once would be, and wait for each to be stored.
+    const T *TORCH_PROJECTORS_RESTRICT step = row.step, *TORCH_PROJECTORS_RESTRICT base = row.base;
     const int to = whole();
-    int32_t good = 1;
     for (int from = 0; from < to; from += kLanes) {
       const T start = T(first + from);
-      const int end = count - from;
-#pragma omp simd reduction(& : good) simdlen(kLanes)
+#pragma omp simd simdlen(kLanes)
       for (int lane = 0; lane < kLanes; ++lane) {
         const int u = from + lane;
         T p[V], f[V];
@@ -313,7 +319,6 @@ struct Block {
         // At x = 0 a tap is stored as it is, though others be mirrored.
         const int32_t in = band & int32_t(f[0] >= volume.low[0][lane]) &
                            (int32_t(f[0] > volume.low[0][lane]) | int32_t(s > 0));
-        good &= in | int32_t(lane >= end);
         place[u] = band + in;
         for (int a = 0; a < V; ++a) {
           t[a][u] = s * p[a] - f[a];
@@ -321,28 +326,43 @@ struct Block {
         }
       }
     }
-    all_inside = good != 0;
+    // Along a row, positions rise or fall.
+    all_inside = inside(0) && inside(count - 1) && sign[0] == sign[count - 1];
     for (int a = 1; a < V; ++a) {
 #pragma omp simd simdlen(kLanes)
       for (int u = 0; u < to; ++u) {
         for (int i = 0; i < taps; ++i) {
-          weight[a][i][u] = torch_projectors::weight<Interpolation>(i, t[a][u]);
+          const T w = torch_projectors::weight<Interpolation>(i, t[a][u]);
+          // low <= |k| < high: none other is as near to the middle.
+          const int32_t plane = magnitude(2 * (k[a][u] + i)) - (low + high - 1);
+          weight[a][i][u] = !owned || a < V - 1 || magnitude(plane) < high - low ? w : T(0);
           if (slopes) slope[a][i][u] = torch_projectors::slope<Interpolation>(i, t[a][u]);
         }
       }
     }
     const uint32_t columns = volume.columns, plane = volume.plane, all = volume.all;
+    const int32_t last = high - 1;
 #pragma omp simd simdlen(kLanes)
     for (int u = 0; u < to; ++u) {
       const uint32_t y = uint32_t(k[1][u]) * columns + uint32_t(k[0][u]);
+      const auto own = [&](int32_t k) {
+        const int32_t minus = k >> 31;  // -1 or 0: selects would be made masks, one of another
+        int32_t plane = (k ^ minus) - minus;
+        plane = plane > low ? plane : low;
+        plane = plane < last ? plane : last;
+        return owned ? (plane ^ minus) - minus : k;
+      };
       uint32_t line[taps];
-      for (int i = 0; i < taps; ++i) line[i] = y + uint32_t(i) * columns + (k[1][u] + i < 0 ? plane : 0);
       if (V == 2) {
-        for (int i = 0; i < taps; ++i) offset[i % lines][u] = int32_t(line[i]);
+        for (int i = 0; i < taps; ++i) {
+          const int32_t at = own(k[1][u] + i);
+          offset[i % lines][u] = int32_t(uint32_t(at) * columns + uint32_t(k[0][u]) + (at < 0 ? plane : 0));
+        }
       } else {
-        const uint32_t z = uint32_t(k[V - 1][u]) * plane;
+        for (int i = 0; i < taps; ++i) line[i] = y + uint32_t(i) * columns + (k[1][u] + i < 0 ? plane : 0);
         for (int j = 0; j < taps; ++j) {
-          const uint32_t slice = z + uint32_t(j) * plane + (k[V - 1][u] + j < 0 ? all : 0);
+          const int32_t at = own(k[V - 1][u] + j);
+          const uint32_t slice = uint32_t(at) * plane + (at < 0 ? all : 0);
           for (int i = 0; i < taps; ++i) offset[(j * taps + i) % lines][u] = int32_t(slice + line[i]);
         }
       }
@@ -355,10 +375,11 @@ struct Block {
       for (const auto& line : offset) LEVEL::prefetch(volume + numbers * int64_t(line[u]));
   }
 
-  // Of a sample at the edge: calls visit(x, y, z, entry, mirrored) for its taps, numbered along each axis.
+  // Of a sample at the edge: calls visit(y, z, line, mates) for lines of taps along x, of which the first few, as many as
+  // `mirrored` says, are stored at mates - x, and the others at line + x.
   template <class Visit>
-  void each_tap_at_edge(const Volume<Interpolation, T, V>& volume, int u, const Visit& visit) const {
-    int64_t mate[V][taps];  // of lines
+  void each_line_at_edge(const Volume<Interpolation, T, V>& volume, int u, const Visit& visit) const {
+    int64_t mate[V][taps];
     int64_t stride = volume.columns;
     for (int a = 1; a < V; ++a) {
       for (int i = 0; i < taps; ++i) {
@@ -367,16 +388,15 @@ struct Block {
       }
       stride *= volume.grid.shape[a];
     }
-    const int64_t first_as_it_is = sign[u] < 0 ? 1 : 0;
     for (int z = 0; z < (V == 3 ? taps : 1); ++z)
-      for (int y = 0; y < taps; ++y) {
-        const int64_t line = offset[(z * taps + y) % lines][u], other = mate[1][y] + (V == 3 ? mate[V - 1][z] : 0);
-        for (int x = 0; x < taps; ++x) {
-          const int64_t f = k[0][u] + x;
-          const bool mirrored = f < first_as_it_is;
-          visit(x, y, z, mirrored ? other - f : line + x, mirrored);
-        }
-      }
+      for (int y = 0; y < taps; ++y)
+        visit(y, z, int64_t(offset[(z * taps + y) % lines][u]),
+              mate[1][y] + (V == 3 ? mate[V - 1][z] : 0) - k[0][u]);
+  }
+
+  int mirrored(int u) const {
+    if (taps == 2) return 1;  // x = 0 of a mirrored sample is all there can be
+    return (sign[u] < 0 ? 1 : 0) - k[0][u];
   }
 };
 
