@@ -153,6 +153,29 @@ def test_results_are_the_same_to_the_last_bit_for_any_number_of_threads(case, th
         assert identical(outputs(case), expected), f"{n} threads"
 
 
+@pytest.mark.parametrize("spoilt", ["images", "weights"])
+@pytest.mark.parametrize("case", [c for c in LARGE if c.interpolation != "nearest"], ids=str)
+def test_what_is_not_finite_stays_where_its_taps_are_for_any_number_of_threads(case, spoilt, threads):
+    _, _, images, weights, rotations, shifts = (None if x is None else x.clone() for x in arguments(case))
+    places = torch.randperm(images.numel(), generator=torch.Generator().manual_seed(0))[:60]
+    for value, chosen in zip((torch.inf, -torch.inf, torch.nan), places.chunk(3)):
+        {"images": images, "weights": weights}[spoilt].view(-1)[chosen] = value
+    call = torch.ops.torch_projectors.backward_project
+
+    def insert(n: int) -> list[Tensor]:
+        threads(n)
+        volume, weight_volume = call(images, weights, rotations, shifts, *case.geometry)
+        return [torch.view_as_real(volume).nan_to_num(nan=3e38), weight_volume.nan_to_num(nan=3e38)]
+
+    expected = insert(1)
+    for n in (2, 3, 8):
+        assert identical(insert(n), expected), f"{n} threads"
+    with torch_projectors.use_backend("reference"):
+        volume, weight_volume = call(images, weights, rotations, shifts, *case.geometry)
+    for found, reference in zip(expected, (torch.view_as_real(volume), weight_volume)):
+        assert torch.equal(found.abs() < 1e30, reference.isfinite())
+
+
 @stable_interface
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").is_dir(), reason="needs /proc to count threads")
 def test_torch_sets_the_number_of_threads():

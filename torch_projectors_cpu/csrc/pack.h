@@ -5,6 +5,10 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__GNUC__) && defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace torch_projectors {
 namespace LEVEL {
 
@@ -99,6 +103,20 @@ inline auto joined(const P& a, const P& b, std::index_sequence<lane...>) {
   return __builtin_shufflevector(a, b, int(lane)...);
 }
 
+// What compilers make of these shuffles takes twice the instructions of what there is for it; from clang, the same.
+template <class T, int N>
+inline Pack<T, 2 * N> beside(const Pack<T, N>& a, const Pack<T, N>& b) {
+#if defined(__AVX__)
+  if constexpr (sizeof(a) == 16)
+    return (Pack<T, 2 * N>)_mm256_insertf128_ps(_mm256_castps128_ps256((__m128)a), (__m128)b, 1);
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(a) == 32)
+    return (Pack<T, 2 * N>)_mm512_maskz_insertf64x4(0xff, _mm512_castpd256_pd512((__m256d)a), (__m256d)b, 1);
+#endif
+  return joined(a, b, std::make_index_sequence<2 * N>());
+}
+
 template <int group, int shift, class P, std::size_t... lane>
 inline P rotated(const P& x, std::index_sequence<lane...>) {
   return __builtin_shufflevector(x, x, int(lane / group * group + (lane + shift) % group)...);
@@ -128,6 +146,9 @@ inline P folded(const P& x) {
 }
 #endif
 
+inline int32_t index_of(float) { return 0; }
+inline int64_t index_of(double) { return 0; }
+
 // Of every sample, `lanes` numbers that begin at its offset.
 template <class T, int lanes, int samples, int numbers>
 inline Pack<T, lanes * samples> load_each(const T* from, const int32_t* offset) {
@@ -135,19 +156,30 @@ inline Pack<T, lanes * samples> load_each(const T* from, const int32_t* offset) 
     return load<Pack<T, lanes>>(from + numbers * int64_t(offset[0]));
   } else {
 #if defined(TORCH_PROJECTORS_SHUFFLE)
-    return joined(load_each<T, lanes, samples / 2, numbers>(from, offset),
-                  load_each<T, lanes, samples / 2, numbers>(from, offset + samples / 2),
-                  std::make_index_sequence<lanes * samples>());
+    return beside<T, lanes * samples / 2>(load_each<T, lanes, samples / 2, numbers>(from, offset),
+                                          load_each<T, lanes, samples / 2, numbers>(from, offset + samples / 2));
 #endif
   }
 }
 
-// Every sample's own factor, in all of its lanes. As many numbers are read as there are lanes.
+// Every sample's own factor, in all of its lanes. As many numbers may be read as there are lanes.
 template <class T, int lanes, int samples>
 inline auto factor_each(const T* from) {
   if constexpr (samples == 1) {
     return from[0];
   } else {
+#if defined(__AVX512F__) && defined(TORCH_PROJECTORS_SHUFFLE)
+    if constexpr (lanes * samples * sizeof(T) == 64 && samples * sizeof(T) == 16) {
+      // No more than are used: most loads of a whole vector would touch two cache lines.
+      const __m512 some = _mm512_castps128_ps512(_mm_loadu_ps(reinterpret_cast<const float*>(from)));
+      Pack<decltype(index_of(T())), lanes * samples> sample;
+      for (int i = 0; i < lanes * samples; ++i) sample[i] = i / lanes;
+      if constexpr (sizeof(T) == 4)
+        return (Pack<T, lanes * samples>)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)sample, some);
+      else
+        return (Pack<T, lanes * samples>)_mm512_maskz_permutexvar_pd(0xff, (__m512i)sample, _mm512_castps_pd(some));
+    }
+#endif
 #if defined(TORCH_PROJECTORS_SHUFFLE)
     return spread<lanes>(load<Pack<T, lanes * samples>>(from), std::make_index_sequence<lanes * samples>());
 #endif

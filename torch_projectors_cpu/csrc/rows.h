@@ -249,10 +249,8 @@ struct Volume {
 
   explicit Volume(const Grid<V>& grid) : grid(grid) {
     for (int a = 0; a < V; ++a) {
-      T least = (a == 0 ? T(0) : -T(grid.shape[a] / 2)) - T(Interpolation::first);
+      const T least = (a == 0 ? T(0) : -T(grid.shape[a] / 2)) - T(Interpolation::first);
       T most = T(grid.shape[a] / 2) - T(Interpolation::first + Interpolation::taps - 1);
-      // Of an even slowest axis, -n/2 is stored as n/2, far from its neighbours: the owner of a range has to look for it.
-      if (a == V - 1 && grid.shape[a] % 2 == 0) least += 1;
       if (grid.size() > std::numeric_limits<int32_t>::max()) most = least - 1;
       for (int lane = 0; lane < kLanes; ++lane) {
         low[a][lane] = least;
@@ -375,8 +373,8 @@ struct Block {
       for (const auto& line : offset) LEVEL::prefetch(volume + numbers * int64_t(line[u]));
   }
 
-  // Of a sample at the edge: calls visit(y, z, line, mates) for lines of taps along x, of which the first few, as many as
-  // `mirrored` says, are stored at mates - x, and the others at line + x.
+  // Of a sample at the edge: calls visit(y, z, line, mates) for lines of taps along x, of which the first few, `mirrored`,
+  // are stored at mates - x, and the others at line + x.
   template <class Visit>
   void each_line_at_edge(const Volume<Interpolation, T, V>& volume, int u, const Visit& visit) const {
     int64_t mate[V][taps];

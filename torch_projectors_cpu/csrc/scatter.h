@@ -1,10 +1,9 @@
 // Adding to a volume: the transpose of gathering, without atomics. A task owns what lies at low <= |k| < high along the
 // slowest axis of the volume, and visits every row for the taps that are its own; so each entry gets its terms in one
-// order, whoever owns it. Of both signs, because rows are mirrored where they cross x = 0, and their taps at x = 0 again.
+// order, whoever owns it. Of both signs, since rows are mirrored where they cross x = 0, and their taps at x = 0 again.
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 
 #include "gather.h"
 
@@ -47,7 +46,7 @@ struct Plan {
     // How far from a sample its taps lie, and some for rounding.
     const T reach = T(Interpolation::taps == 1 ? 0.51 : Interpolation::taps / 2 + 0.01);
     const T outer = T(high - 1) + reach, inner = T(low) - reach;
-    const int32_t no_hole = inner > 0 ? std::numeric_limits<int32_t>::max() : 0;
+    const int32_t end_of_holes = inner > 0 ? std::numeric_limits<int32_t>::max() : 0;  // the innermost owner has none
     const T per = 1 / view.matrix[V - 1][0], z1 = view.matrix[V - 1][1], z2 = view.matrix[V - 1][I - 1];
     const int32_t *columns = rows.columns() + first, *k1 = rows.frequencies_along(1) + first,
                   *k2 = rows.frequencies_along(I - 1) + first;
@@ -57,7 +56,7 @@ struct Plan {
       int32_t begin, end, hole, behind;
       between(base, per, outer, last, begin, end);
       between(base, per, inner, last, hole, behind);
-      behind = smaller(behind, no_hole);
+      behind = smaller(behind, end_of_holes);
       hole = hole < behind ? hole : end;
       behind = hole < behind ? behind : end;
       from[0][r] = begin;
@@ -65,10 +64,10 @@ struct Plan {
       from[1][r] = larger(behind, begin);
       to[1][r] = end;
     }
-    if (!view.finite)  // the owner of frequency 0 shows it
+    if (!view.finite)  // each sample is looked at by itself
       for (int r = 0; r < count; ++r) {
         from[0][r] = from[1][r] = to[1][r] = 0;
-        to[0][r] = low == 0 ? columns[r] : 0;
+        to[0][r] = columns[r];
       }
     visits = 0;
     for (int r = 0; r < count; ++r) {
@@ -111,10 +110,10 @@ struct Writer {
   const Volume<Interpolation, T, V>& entries;
   const Grid<V> grid;
   T* volume;
-  T* weights;         // or null
+  T* weights;                // or null
   int64_t low, high;         // own frequencies of the slowest axis: low <= |k| < high
   int64_t begin[2], end[2];  // own entries
-  alignas(64) int32_t usual[kBlock];  // whether taps of a sample that are not own can be added, without weight, elsewhere
+  alignas(64) int32_t usual[kBlock];  // whether taps of a sample that are not own can be added, without weight, to own
 
   Writer(const Volume<Interpolation, T, V>& entries, T* volume, T* weights, int64_t low, int64_t high)
       : entries(entries), grid(entries.grid), volume(volume), weights(weights), low(low), high(high) {
@@ -192,7 +191,7 @@ struct Writer {
     });
   }
 
-  bool own(int64_t entry) const { return (entry >= begin[0] && entry < end[0]) || (entry >= begin[1] && entry < end[1]); }
+  bool own(int64_t at) const { return (at >= begin[0] && at < end[0]) || (at >= begin[1] && at < end[1]); }
 
   void anywhere(const T (&p)[V], const T* value, T weight, T sign) const {
     const T lowest = std::floor(p[V - 1] + T(Interpolation::rounding)) + T(Interpolation::first);
@@ -218,8 +217,8 @@ struct Writer {
     if (weights != nullptr) weights[0] = T(NAN);
   }
 
-  // `values` are mirrored as the block is; where `nothing` is not 0, they or the weights are not finite. Those of the hole
-  // have no own taps.
+  // `values` are mirrored as the block is; where `nothing` is not 0, they or the weights are not finite. Samples in the
+  // hole have no own taps.
   template <bool weighted>
   void write(const Block<Interpolation, T, V>& b, const Row<T, V>& row, const T* values, const T* sample_weights,
              const T* nothing, Part hole) {
@@ -280,7 +279,7 @@ std::array<int64_t, kSlabs + 1> slabs(View<T, V, I>& view, int64_t poses, int64_
   return limits;
 }
 
-// Of more memory than the first, a thread adds to as much as the second at once: it stays in cache while all images pass.
+// Of more memory than the first, a thread adds to as much as the second at once: it stays in cache as all images pass.
 constexpr int64_t kCachedRange = 32 << 20, kSlabBytes = 8 << 20;
 
 // Adds all images to ranges of |k| along the slowest axis of a volume.
@@ -346,8 +345,8 @@ class Inserter {
       // In whole vectors where another row follows in memory.
       const bool room = index + 1 < rows_.count() && rows_.grid.columns() >= kLanes;
       read(row, start(index) + block_.first, room ? block_.whole() : block_.count);
-      const int count = block_.count;
-      const Part hole = begin.empty() || end.empty() ? Part{count, count} : Part{begin.to - part.from, end.from - part.from};
+      Part hole{block_.count, block_.count};
+      if (!begin.empty() && !end.empty()) hole = {begin.to - part.from, end.from - part.from};
       if (weights_ == nullptr)
         writer.template write<false>(block_, row, values_, sample_weights_, nothing_, hole);
       else
