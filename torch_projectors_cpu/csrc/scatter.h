@@ -4,6 +4,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <thread>
 
 #include "gather.h"
 
@@ -248,10 +251,11 @@ struct Writer {
 
 // Ranges of |k| along the slowest axis, of about equal load, which threads divide among each other.
 constexpr int kSlabs = 64;
+using Limits = std::array<int64_t, kSlabs + 1>;
 
-// Their limits: where samples lie along that axis, by a few of them.
+// Where samples lie along that axis, by a few of them.
 template <class T, int V, int I>
-std::array<int64_t, kSlabs + 1> slabs(View<T, V, I>& view, int64_t poses, int64_t n) {
+Limits slabs(View<T, V, I>& view, int64_t poses, int64_t n) {
   std::vector<double> load(size_t(n / 2 + 1), 1e-3);
   const int64_t count = view.rows.count(), row_step = std::max<int64_t>(1, count / 8);
   const int64_t pose_step = std::max<int64_t>(1, poses / 64);
@@ -268,7 +272,7 @@ std::array<int64_t, kSlabs + 1> slabs(View<T, V, I>& view, int64_t poses, int64_
   }
   double total = 0, sum = 0;
   for (double x : load) total += x;
-  std::array<int64_t, kSlabs + 1> limits;
+  Limits limits;
   limits.fill(n / 2 + 1);
   limits[0] = 0;
   size_t have = 1;
@@ -279,37 +283,120 @@ std::array<int64_t, kSlabs + 1> slabs(View<T, V, I>& view, int64_t poses, int64_
   return limits;
 }
 
+// Images from `pose` on of a batch, to be added to low <= |k| < high.
+struct Job {
+  int64_t batch, low, high, pose;
+};
+
+// What each thread is at. One that has nothing left takes what nobody has begun, then a part of what another has, from
+// the next image on: cores are not all as fast, nor free at once. Entries still get their terms in order.
+class Shares {
+ public:
+  explicit Shares(int64_t poses) : poses_(poses) {}
+
+  // Neighbours among slabs from..to - 1 that nobody has begun: first..last - 1.
+  bool begin(int64_t from, int64_t to, int64_t& first, int64_t& last) {
+    for (first = from; first < to && begun_[size_t(first)].exchange(true); ++first) {
+    }
+    for (last = first + 1; last < to && !begun_[size_t(last)].exchange(true); ++last) {
+    }
+    return first < to;
+  }
+
+  // Calls add(batch, low, high, pose) for what is left of the job at each of its images, after start(job).
+  template <class Start, class Add>
+  void work(int64_t share, const Job& job, const Start& start, const Add& add) {
+    Share& mine = shares_[size_t(share)];
+    {
+      const std::lock_guard<std::mutex> lock(mine.mutex);
+      mine.job = job;
+      mine.at.store(job.pose - 1, std::memory_order_relaxed);
+      mine.open = true;
+    }
+    start(job);
+    for (int64_t p = job.pose; p < poses_; ++p) {
+      Job left;
+      {
+        const std::lock_guard<std::mutex> lock(mine.mutex);
+        mine.at.store(p, std::memory_order_release);
+        left = mine.job;
+      }
+      add(left.batch, left.low, left.high, p);
+    }
+    const std::lock_guard<std::mutex> lock(mine.mutex);
+    mine.at.store(poses_, std::memory_order_release);
+    mine.open = false;
+  }
+
+  // Half of what another thread has left, after it has added all that comes before.
+  bool take(const Limits& limits, Job& job) {
+    for (Share& other : shares_) {
+      {
+        const std::lock_guard<std::mutex> lock(other.mutex);
+        const int64_t next = other.at.load(std::memory_order_relaxed) + 1;
+        if (!other.open || next >= poses_) continue;
+        const int64_t middle = split(limits, other.job.low, other.job.high);
+        if (middle == other.job.low) continue;
+        job = {other.job.batch, middle, other.job.high, next};
+        other.job.high = middle;
+      }
+      while (other.at.load(std::memory_order_acquire) < job.pose) std::this_thread::yield();
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  struct Share {
+    std::mutex mutex;
+    std::atomic<int64_t> at{0};  // the image that is being added
+    Job job{};
+    bool open = false;
+  };
+
+  // A limit between, or `low` if there is none.
+  static int64_t split(const Limits& limits, int64_t low, int64_t high) {
+    const auto first = std::upper_bound(limits.begin(), limits.end(), low);
+    const auto last = std::lower_bound(first, limits.end(), high);
+    return first == last ? low : *(first + (last - first) / 2);
+  }
+
+  const int64_t poses_;
+  std::array<Share, kSlabs> shares_;
+  std::array<std::atomic<bool>, kSlabs> begun_{};
+};
+
 // Of more memory than the first, a thread adds to as much as the second at once: it stays in cache as all images pass.
 constexpr int64_t kCachedRange = 32 << 20, kSlabBytes = 8 << 20;
 
-// Adds all images to ranges of |k| along the slowest axis of a volume.
+// Adds images to ranges of |k| along the slowest axis of volumes.
 template <class Interpolation, class T, int V, int I, bool real>
 class Inserter {
  public:
   View<T, V, I> view;
 
   Inserter(const Problem& q, const Rows<I>& rows, const Volume<Interpolation, T, V>& entries, const void* images,
-           const void* weights)
+           const void* weights, void* volumes, void* weight_volumes)
       : view(q, rows),
         q_(q),
         rows_(rows),
         entries_(entries),
         images_(static_cast<const T*>(images)),
         weights_(static_cast<const T*>(weights)),
+        volumes_(static_cast<T*>(volumes)),
+        weight_volumes_(static_cast<T*>(weight_volumes)),
         far_(is_far(entries.grid, sizeof(T) * (numbers + (weights == nullptr ? 0 : 1)))) {}
 
-  // low <= |k| < high of volume b. Entries are cleared before, unless they are to be added to.
-  void add(int64_t b, int64_t low, int64_t high, T* volume, T* weight_volume) {
-    Writer<Interpolation, T, V, real> writer(entries_, volume, weight_volume, low, high);
-    if (!q_.add) writer.clear();
-    for (int64_t p = 0; p < q_.poses; ++p) {
-      view.set(b, p);
-      for (int64_t first = 0; first < rows_.count(); first += plan_.most) {
-        plan_.set(view, first, low, high);
-        for (int visit = 0; visit < plan_.visits; ++visit) {
-          if (visit + kAhead < plan_.visits) fetch(first, visit + kAhead);
-          add_row(first + plan_.row[visit], plan_.part(0, visit), plan_.part(1, visit), writer);
-        }
+  void clear(const Job& job) const { writer(job.batch, job.low, job.high).clear(); }
+
+  void add(int64_t batch, int64_t low, int64_t high, int64_t pose) {
+    Writer<Interpolation, T, V, real> to = writer(batch, low, high);
+    view.set(batch, pose);
+    for (int64_t first = 0; first < rows_.count(); first += plan_.most) {
+      plan_.set(view, first, low, high);
+      for (int visit = 0; visit < plan_.visits; ++visit) {
+        if (visit + kAhead < plan_.visits) fetch(first, visit + kAhead);
+        add_row(first + plan_.row[visit], plan_.part(0, visit), plan_.part(1, visit), to);
       }
     }
   }
@@ -317,6 +404,12 @@ class Inserter {
  private:
   static constexpr int numbers = real ? 1 : 2;
   static constexpr int kAhead = 2;  // rows: images are read once or twice, and come from memory
+
+  Writer<Interpolation, T, V, real> writer(int64_t batch, int64_t low, int64_t high) const {
+    const int64_t start = batch * q_.volume_stride;
+    return {entries_, volumes_ + start * numbers, weight_volumes_ == nullptr ? nullptr : weight_volumes_ + start, low,
+            high};
+  }
 
   int64_t start(int64_t row) const { return view.start() + row * rows_.grid.columns(); }
 
@@ -389,6 +482,7 @@ class Inserter {
   const Rows<I>& rows_;
   const Volume<Interpolation, T, V>& entries_;
   const T *images_, *weights_;
+  T *volumes_, *weight_volumes_;
   const bool far_;
   Plan<Interpolation, T, V, I> plan_;
   Block<Interpolation, T, V> block_;
@@ -405,20 +499,27 @@ void backproject(const Problem& q, const void* images, const void* weights, void
   const Volume<Interpolation, T, V> entries(grid);
   const int64_t n = grid.shape[V - 1];
   const int64_t plane_bytes = 2 * (grid.size() / n) * int64_t(sizeof(T)) * (numbers + (weights == nullptr ? 0 : 1));
-  // Who takes what does not change what an entry gets, and in which order.
+  Shares shares(q.poses);
   parallel(kSlabs, [&](int64_t from, int64_t to) {
-    Inserter<Interpolation, T, V, I, real> inserter(q, rows, entries, images, weights);
-    const auto add = [&](int64_t begin, int64_t end) {
+    Inserter<Interpolation, T, V, I, real> inserter(q, rows, entries, images, weights, volumes, weight_volumes);
+    const auto clear = [&](const Job& job) {
+      if (!q.add) inserter.clear(job);
+    };
+    const auto nothing = [](const Job&) {};
+    const auto add = [&](int64_t b, int64_t low, int64_t high, int64_t pose) { inserter.add(b, low, high, pose); };
+    const bool alone = to - from == kSlabs;
+    const Limits limits = alone ? Limits{} : slabs(inserter.view, q.poses, n);
+    const auto work = [&](int64_t begin, int64_t end) {
       const int64_t step =
           (end - begin) * plane_bytes <= kCachedRange ? end - begin : std::max<int64_t>(1, kSlabBytes / plane_bytes);
       for (int64_t b = 0; b < q.batch; ++b)
         for (int64_t low = begin; low < end; low += step)
-          inserter.add(b, low, std::min(low + step, end), static_cast<T*>(volumes) + b * q.volume_stride * numbers,
-                       weights == nullptr ? nullptr : static_cast<T*>(weight_volumes) + b * q.volume_stride);
+          shares.work(from, {b, low, std::min(low + step, end), 0}, clear, add);
     };
-    if (to - from == kSlabs) return add(0, n / 2 + 1);
-    const auto limits = slabs(inserter.view, q.poses, n);
-    add(limits[size_t(from)], limits[size_t(to)]);
+    if (alone) return work(0, n / 2 + 1);
+    for (int64_t first, last; shares.begin(from, to, first, last) || shares.begin(0, kSlabs, first, last);)
+      work(limits[size_t(first)], limits[size_t(last)]);
+    for (Job job; shares.take(limits, job);) shares.work(from, job, nothing, add);
   });
 }
 
