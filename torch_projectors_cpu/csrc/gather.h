@@ -15,35 +15,35 @@ struct AlongX {
   static constexpr int taps = Interpolation::taps, lanes = taps * numbers;
   using P = Pack<T, lanes * samples>;
 
-  static P coefficient(int power) {
+  static TORCH_PROJECTORS_WITHIN P coefficient(int power) {
     P c{};
     for (int i = 0; i < lanes * samples; ++i) c[i] = T(Interpolation::coefficients[power][i % lanes / numbers]);
     return c;
   }
 
   template <class U>
-  static P weights(U t) {
+  static TORCH_PROJECTORS_WITHIN P weights(U t) {
     P w = coefficient(Interpolation::degree);
     for (int power = Interpolation::degree - 1; power >= 0; --power) w = w * t + coefficient(power);
     return w;
   }
 
   template <class U>
-  static P slopes(U t) {
+  static TORCH_PROJECTORS_WITHIN P slopes(U t) {
     if (Interpolation::degree == 0) return P{};
     P w = coefficient(Interpolation::degree) * T(Interpolation::degree);
     for (int power = Interpolation::degree - 1; power >= 1; --power) w = w * t + coefficient(power) * T(power);
     return w;
   }
 
-  static P magnitude(P w) {
+  static TORCH_PROJECTORS_WITHIN P magnitude(P w) {
     if (!Interpolation::negative) return w;
     for (int i = 0; i < lanes * samples; ++i) w[i] = w[i] < 0 ? -w[i] : w[i];
     return w;
   }
 
   // Sum over taps: `numbers` numbers, to consecutive places.
-  static void sum(const P& x, T* to) { sum_taps<T, lanes, samples, numbers>(x, to); }
+  static TORCH_PROJECTORS_WITHIN void sum(const P& x, T* to) { sum_taps<T, lanes, samples, numbers>(x, to); }
 };
 
 // What samples read: the value, and its derivatives along (x, y[, z]) of the volume.
@@ -80,7 +80,7 @@ struct Reader {
 
   // Along y, and with slopes; one plane.
   template <int samples, class P>
-  void plane(const Block<Interpolation, T, V>& b, int z, int u, P& sum, P& slope) const {
+  TORCH_PROJECTORS_WITHIN void plane(const Block<Interpolation, T, V>& b, int z, int u, P& sum, P& slope) const {
     for (int i = 0; i < taps; ++i) {
       const P line = load_each<T, taps * numbers, samples, numbers>(volume, &b.offset[z * taps + i][u]);
       const auto w = factor<samples>(&b.weight[1][i][u]);
@@ -92,7 +92,7 @@ struct Reader {
   }
 
   template <int samples>
-  void inside(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
+  TORCH_PROJECTORS_WITHIN void inside(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
     using X = AlongX<Interpolation, T, numbers, samples>;
     using P = typename X::P;
     for (int i = 0; i < samples; ++i) assert(b.inside(u + i));

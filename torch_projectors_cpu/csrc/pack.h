@@ -9,6 +9,14 @@
 #include <immintrin.h>
 #endif
 
+// For what is done for each sample: in a file of so many kernels compilers come to stop inlining, and calls cost a third
+// of an insertion.
+#if defined(__GNUC__)
+#define TORCH_PROJECTORS_WITHIN inline __attribute__((always_inline))
+#else
+#define TORCH_PROJECTORS_WITHIN __forceinline
+#endif
+
 namespace torch_projectors {
 namespace LEVEL {
 
@@ -27,37 +35,37 @@ struct Pack {
   T& operator[](int i) { return v[i]; }
 };
 template <class T, int N>
-inline Pack<T, N> operator+(Pack<T, N> a, const Pack<T, N>& b) {
+TORCH_PROJECTORS_WITHIN Pack<T, N> operator+(Pack<T, N> a, const Pack<T, N>& b) {
   for (int i = 0; i < N; ++i) a[i] += b[i];
   return a;
 }
 template <class T, int N>
-inline Pack<T, N> operator*(Pack<T, N> a, const Pack<T, N>& b) {
+TORCH_PROJECTORS_WITHIN Pack<T, N> operator*(Pack<T, N> a, const Pack<T, N>& b) {
   for (int i = 0; i < N; ++i) a[i] *= b[i];
   return a;
 }
 template <class T, int N>
-inline Pack<T, N> operator*(Pack<T, N> a, T b) {
+TORCH_PROJECTORS_WITHIN Pack<T, N> operator*(Pack<T, N> a, T b) {
   for (int i = 0; i < N; ++i) a[i] *= b;
   return a;
 }
 #endif
 
 template <class P, class T>
-inline P load(const T* p) {
+TORCH_PROJECTORS_WITHIN P load(const T* p) {
   P x;
   std::memcpy(&x, p, sizeof(P));
   return x;
 }
 
 template <class P, class T>
-inline void store(T* p, const P& x) {
+TORCH_PROJECTORS_WITHIN void store(T* p, const P& x) {
   std::memcpy(p, &x, sizeof(P));
 }
 
 // Into the second cache: a block is more than the first holds beside the rest. Any address may be named.
 template <class T>
-inline void prefetch(const T* p) {
+TORCH_PROJECTORS_WITHIN void prefetch(const T* p) {
 #if defined(__GNUC__)
   __builtin_prefetch(p, 0, 2);
 #endif
@@ -65,7 +73,7 @@ inline void prefetch(const T* p) {
 
 // What is read soon, whole.
 template <class T>
-inline void prefetch_all(const T* p, int64_t count) {
+TORCH_PROJECTORS_WITHIN void prefetch_all(const T* p, int64_t count) {
 #if defined(__GNUC__)
   for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i, 0, 3);
   __asm__ volatile("");  // a function that only prefetches is taken for one that does nothing
@@ -99,13 +107,13 @@ constexpr int together(int lanes) {
 // The lanes of a pack are `samples` groups, in which the taps of a sample follow each other, each with `numbers` numbers.
 #if defined(TORCH_PROJECTORS_SHUFFLE)
 template <class P, std::size_t... lane>
-inline auto joined(const P& a, const P& b, std::index_sequence<lane...>) {
+TORCH_PROJECTORS_WITHIN auto joined(const P& a, const P& b, std::index_sequence<lane...>) {
   return __builtin_shufflevector(a, b, int(lane)...);
 }
 
 // What compilers make of these shuffles takes twice the instructions of what there is for it; from clang, the same.
 template <class T, int N>
-inline Pack<T, 2 * N> beside(const Pack<T, N>& a, const Pack<T, N>& b) {
+TORCH_PROJECTORS_WITHIN Pack<T, 2 * N> beside(const Pack<T, N>& a, const Pack<T, N>& b) {
 #if defined(__AVX__)
   if constexpr (sizeof(a) == 16)
     return (Pack<T, 2 * N>)_mm256_insertf128_ps(_mm256_castps128_ps256((__m128)a), (__m128)b, 1);
@@ -118,27 +126,27 @@ inline Pack<T, 2 * N> beside(const Pack<T, N>& a, const Pack<T, N>& b) {
 }
 
 template <int group, int shift, class P, std::size_t... lane>
-inline P rotated(const P& x, std::index_sequence<lane...>) {
+TORCH_PROJECTORS_WITHIN P rotated(const P& x, std::index_sequence<lane...>) {
   return __builtin_shufflevector(x, x, int(lane / group * group + (lane + shift) % group)...);
 }
 
 template <int group, int numbers, class P, std::size_t... lane>
-inline auto heads(const P& x, std::index_sequence<lane...>) {
+TORCH_PROJECTORS_WITHIN auto heads(const P& x, std::index_sequence<lane...>) {
   return __builtin_shufflevector(x, x, int(lane / numbers * group + lane % numbers)...);
 }
 
 template <int numbers, class P, std::size_t... lane>
-inline auto repeated(const P& x, std::index_sequence<lane...>) {
+TORCH_PROJECTORS_WITHIN auto repeated(const P& x, std::index_sequence<lane...>) {
   return __builtin_shufflevector(x, x, int(lane % numbers)...);
 }
 
 template <int group, class P, std::size_t... lane>
-inline auto spread(const P& x, std::index_sequence<lane...>) {
+TORCH_PROJECTORS_WITHIN auto spread(const P& x, std::index_sequence<lane...>) {
   return __builtin_shufflevector(x, x, int(lane / group)...);
 }
 
 template <int group, int half, int numbers, class P>
-inline P folded(const P& x) {
+TORCH_PROJECTORS_WITHIN P folded(const P& x) {
   if constexpr (half < numbers) return x;
   else
     return folded<group, half / 2, numbers>(
@@ -146,12 +154,12 @@ inline P folded(const P& x) {
 }
 #endif
 
-inline int32_t index_of(float) { return 0; }
-inline int64_t index_of(double) { return 0; }
+TORCH_PROJECTORS_WITHIN int32_t index_of(float) { return 0; }
+TORCH_PROJECTORS_WITHIN int64_t index_of(double) { return 0; }
 
 // Of every sample, `lanes` numbers that begin at its offset.
 template <class T, int lanes, int samples, int numbers>
-inline Pack<T, lanes * samples> load_each(const T* from, const int32_t* offset) {
+TORCH_PROJECTORS_WITHIN Pack<T, lanes * samples> load_each(const T* from, const int32_t* offset) {
   if constexpr (samples == 1) {
     return load<Pack<T, lanes>>(from + numbers * int64_t(offset[0]));
   } else {
@@ -164,7 +172,7 @@ inline Pack<T, lanes * samples> load_each(const T* from, const int32_t* offset) 
 
 // Every sample's own factor, in all of its lanes. As many numbers may be read as there are lanes.
 template <class T, int lanes, int samples>
-inline auto factor_each(const T* from) {
+TORCH_PROJECTORS_WITHIN auto factor_each(const T* from) {
   if constexpr (samples == 1) {
     return from[0];
   } else {
@@ -188,7 +196,7 @@ inline auto factor_each(const T* from) {
 
 // The same `numbers` for every tap.
 template <class T, int lanes, int numbers>
-inline Pack<T, lanes> spread(const T* from) {
+TORCH_PROJECTORS_WITHIN Pack<T, lanes> spread(const T* from) {
   Pack<T, lanes> x{};
 #if defined(TORCH_PROJECTORS_SHUFFLE)
   // Not by way of a part of x: compilers send that through memory, which waits for the store.
@@ -202,7 +210,7 @@ inline Pack<T, lanes> spread(const T* from) {
 
 // Sums over the taps of every sample: `numbers` of them.
 template <class T, int lanes, int samples, int numbers>
-inline void sum_taps(const Pack<T, lanes * samples>& x, T* to) {
+TORCH_PROJECTORS_WITHIN void sum_taps(const Pack<T, lanes * samples>& x, T* to) {
 #if defined(TORCH_PROJECTORS_SHUFFLE)
   const auto sum = heads<lanes, numbers>(folded<lanes, lanes / 2, numbers>(x),
                                          std::make_index_sequence<numbers * samples>());

@@ -141,7 +141,8 @@ struct Writer {
 
   // `values` and `sizes` are those of `this`, which compilers would read again after every store.
   template <bool weighted>
-  static void inside(const Block<Interpolation, T, V>& b, int u, const T* value, T weight, T* values, T* sizes) {
+  static TORCH_PROJECTORS_WITHIN void inside(const Block<Interpolation, T, V>& b, int u, const T* value, T weight, T* values,
+                                             T* sizes) {
     assert(b.inside(u));
     constexpr int lines = V == 3 ? taps : 1;  // of a plane
     T y[lines], z[taps];
