@@ -397,18 +397,26 @@ def calls(p: Problem) -> dict[str, Callable[[], Any]]:
     }
 
 
-def interleaved(
-    kernels: Any, library: Any, images: Any, weights: Any, rotations: Any, shifts: Any, geometry: Any
-):
-    """A call of the scatter whose sums and weights are interleaved, and its results: float32, with weights. `geometry`:
-    a case, or the arguments that every op ends with."""
+def trial(
+    schedule: str,
+    kernels: Any,
+    library: Any,
+    images: Any,
+    weights: Any,
+    rotations: Any,
+    shifts: Any,
+    geometry: Any,
+) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
+    """A call of the insertion, with weights, by a schedule that is not in use, and its results. "interleaved": sums and
+    weights are, in float32. "bricks": blocks own bricks of the volume. `geometry`: a case, or the arguments that every
+    op ends with."""
     tail = getattr(geometry, "geometry", geometry)
     problem, volume_shape, _ = kernels._setting("images", images, rotations, shifts, *tail)
     volume = images.new_empty(volume_shape)
     weight_volume = weights.new_empty(volume_shape)
     sums = torch.empty(16 * volume.numel(), dtype=torch.uint8, device=images.device)
     problem.workspace, problem.workspace_bytes = sums.data_ptr(), sums.numel()
-    function = library.load().torch_projectors_cuda_trial_interleaved
+    function = getattr(library.load(), f"torch_projectors_cuda_trial_{schedule}")
     function.argtypes = [ctypes.c_void_p] * 5
 
     def call() -> tuple[torch.Tensor, torch.Tensor]:
@@ -423,7 +431,7 @@ def interleaved(
 
 
 def scatters(p: Problem) -> dict[str, Callable[[], Any]]:
-    """The op of insertion as it is, and by the schedule that is measured beside it."""
+    """The op of insertion as it is, and by the schedules that are measured beside it."""
     from torch_projectors.geometry import INTERPOLATION_CODES, Geometry
     from torch_projectors_cuda import library, older_torch
 
@@ -435,7 +443,12 @@ def scatters(p: Problem) -> dict[str, Callable[[], Any]]:
     op = torch.ops.torch_projectors.backward_project
     return {
         "seconds_op": lambda: op(*tensors, *geometry),
-        "seconds_op_interleaved": interleaved(older_torch.KERNELS, library.LIBRARY, *tensors, geometry),
+        **{
+            f"seconds_op_{schedule}": trial(
+                schedule, older_torch.KERNELS, library.LIBRARY, *tensors, geometry
+            )
+            for schedule in ("interleaved", "bricks")
+        },
     }
 
 
@@ -479,7 +492,7 @@ def measure(p: Problem, limits: dict[str, float], peer: dict[tuple[Any, ...], fl
             torch.use_deterministic_algorithms(True)
             row["seconds_deterministic"] = seconds(call)
             torch.use_deterministic_algorithms(False)
-        if operation == "backward" and p.geometry != "2-2":
+        if operation == "backward":
             with contextlib.suppress(torch.cuda.OutOfMemoryError):
                 row.update({name: seconds(scatter) for name, scatter in scatters(p).items()})
         key = (p.geometry, operation, p.interpolation, p.box, p.batch, p.poses)

@@ -59,11 +59,27 @@ def ops(package):
     return package.older_torch.KERNELS
 
 
-@pytest.fixture
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    yield
+@pytest.fixture(params=["atomics", "owned", "bricks"])
+def schedule(request, ops, library, monkeypatch):
+    """How volumes are added to: by atomics, or in the same order in every run, as owned.h and bricks.h have it."""
+    trial = library.torch_projectors_cuda_trial_bricks
+    trial.argtypes = [ctypes.c_void_p] * 5
+    call = ops.call
+
+    def by_bricks(name: str, problem: ctypes.Structure, *arrays: object) -> None:
+        if name != "backward_project":
+            call(name, problem, *arrays)
+        elif trial(ctypes.addressof(problem), *arrays):
+            raise RuntimeError(library.torch_projectors_cuda_message().decode())
+
+    if request.param == "bricks":
+        monkeypatch.setattr(ops, "call", by_bricks)
+    torch.use_deterministic_algorithms(request.param == "owned")
+    yield request.param
     torch.use_deterministic_algorithms(False)
+
+
+by_owners = pytest.mark.parametrize("schedule", ["owned", "bricks"], indirect=True)
 
 
 @pytest.fixture
@@ -88,15 +104,7 @@ def check_against_reference(ops, case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES + LARGE, ids=str)
-def test_every_case_agrees_with_the_reference(case: Case, dtype: torch.dtype, ops) -> None:
-    check_against_reference(ops, case, dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES + LARGE, ids=str)
-def test_the_deterministic_insertion_agrees_with_the_reference(
-    case: Case, dtype: torch.dtype, ops, deterministic
-) -> None:
+def test_every_case_agrees_with_the_reference(case: Case, dtype: torch.dtype, schedule: str, ops) -> None:
     check_against_reference(ops, case, dtype)
 
 
@@ -169,8 +177,9 @@ def insertion(ops, case: Case, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("interpolation", ["nearest", "linear", "cubic"])
 @pytest.mark.parametrize("dims, image_dims", [(2, 2), (3, 2), (3, 3)])
+@by_owners
 def test_the_deterministic_insertion_finds_samples_of_poses_along_the_axes(
-    dims: int, image_dims: int, interpolation: str, dtype: torch.dtype, ops, deterministic
+    dims: int, image_dims: int, interpolation: str, dtype: torch.dtype, schedule: str, ops
 ) -> None:
     signed = [torch.diag(torch.tensor(signs)) for signs in itertools.product((1.0, -1.0), repeat=dims)]
     matrices = [s[list(order)] for s in signed for order in itertools.permutations(range(dims))]
@@ -184,9 +193,48 @@ def test_the_deterministic_insertion_finds_samples_of_poses_along_the_axes(
         assert verification._difference(x, y) <= verification.error_bound(case, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interpolation", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("dims, image_dims", [(2, 2), (3, 2), (3, 3)])
+@by_owners
+def test_the_deterministic_insertion_finds_samples_of_any_matrix(
+    dims: int, image_dims: int, interpolation: str, dtype: torch.dtype, schedule: str, ops, monkeypatch
+) -> None:
+    volume, image = (19, 18, 34)[-dims:], (3, 8, 150)[-image_dims:]
+    case = Case("any matrix", volume, image, interpolation, poses=40, cutoff=math.inf)
+    _, images, weights, _, shifts = case.inputs(dtype)
+    rotations = torch.randn(
+        1, 40, dims, dims, generator=torch.Generator().manual_seed(0), dtype=weights.dtype
+    )
+    rotations[:, 10:20] *= 0.03  # many samples for each entry
+    rotations[:, 20:, :, 1] = rotations[:, 20:, :, 0] + 0.1 * rotations[:, 20:, :, 1]
+    rotations[:, 30:, :, 0] *= torch.logspace(-9, 0, 10)[:, None]
+    arguments = (images, weights, rotations, shifts)
+    found = ops.backward_project(*arguments, *case.geometry)
+    # By atomics: of the same positions, so that all that differs is the order of sums.
+    monkeypatch.undo()
+    torch.use_deterministic_algorithms(False)
+    for x, y in zip(found, ops.backward_project(*arguments, *case.geometry)):
+        assert (x - y).abs().max() <= (1e-5 if dtype == torch.complex64 else 1e-14) * y.abs().max()
+
+
+@pytest.mark.parametrize("case", CASES[::3] + LARGE, ids=str)
+@by_owners
+def test_the_deterministic_insertion_goes_without_weights_and_takes_real_data(
+    case: Case, schedule: str, ops
+) -> None:
+    _, images, weights, rotations, shifts = case.inputs()
+    insert, expected = ops.backward_project, REFERENCE.bare.backward_project
+    for arguments in ((images, None, rotations, shifts), (weights, None, rotations, None)):
+        found, _ = insert(*arguments, *case.geometry)
+        bound = verification.error_bound(case, torch.complex128)
+        assert verification._difference(found, expected(*arguments, *case.geometry)[0]) <= bound
+
+
 @pytest.mark.parametrize("case", LARGE, ids=str)
+@by_owners
 def test_the_deterministic_insertion_does_not_depend_on_the_order_of_threads(
-    case: Case, ops, deterministic, backwards
+    case: Case, schedule: str, ops, backwards
 ) -> None:
     forwards = insertion(ops, case, torch.complex64)
     backwards(1)
@@ -239,13 +287,10 @@ def test_without_images_sums_are_zero(batch: int, poses: int, ops) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("deterministically", [False, True])
 @pytest.mark.parametrize("interpolation", ["nearest", "linear", "cubic"])
 def test_a_pose_that_is_no_number_is_seen_and_spoils_no_other(
-    interpolation: str, deterministically: bool, value: float, ops, request
+    interpolation: str, value: float, schedule: str, ops
 ) -> None:
-    if deterministically:
-        request.getfixturevalue("deterministic")
     case = Case("bad pose", (6, 6, 6), (6, 6), interpolation)
     volume, images, weights, rotations, shifts = case.inputs()
     rotations[0, 1, 0, 0] = value
@@ -275,11 +320,8 @@ def test_entries_of_paired_columns_get_the_conjugates_of_their_mates(
     assert torch.equal(volume, with_mates_(expected[0], shape))
 
 
-@pytest.mark.parametrize("deterministically", [False, True])
-def test_sums_over_very_many_poses_stay_accurate(deterministically: bool, ops, request) -> None:
+def test_sums_over_very_many_poses_stay_accurate(schedule: str, ops) -> None:
     # Weights of one sign: with every one added, the next makes a smaller difference to a float.
-    if deterministically:
-        request.getfixturevalue("deterministic")
     case = Case("many poses", (3, 3, 3), (3, 3), "linear", poses=50_000, cutoff=math.inf, batch=2)
     _, images, weights, rotations, shifts = case.inputs(torch.complex64)
     images += 3
@@ -290,11 +332,8 @@ def test_sums_over_very_many_poses_stay_accurate(deterministically: bool, ops, r
         assert verification._difference(x, y) <= 1e-5
 
 
-@pytest.mark.parametrize("deterministically", [False, True])
 @pytest.mark.parametrize("poses", [3, 2050])
-def test_strides_leave_what_lies_between_alone(poses: int, deterministically: bool, ops, request) -> None:
-    if deterministically:
-        request.getfixturevalue("deterministic")
+def test_strides_leave_what_lies_between_alone(poses: int, schedule: str, ops) -> None:
     case = Case("strides", (4, 5, 6), (5, 6), "linear", batch=2, poses=poses, rotation_batch=2)
     volume, images, weights, rotations, shifts = case.inputs(torch.complex64)
     expected = ops.backward_project(images, weights, rotations, shifts, *case.geometry)
@@ -340,7 +379,7 @@ def test_refusals_say_what_was_expected_and_what_came(ops) -> None:
 @pytest.mark.parametrize("case", CASES + LARGE, ids=str)
 def test_insertion_into_interleaved_sums_agrees_with_the_reference(case: Case, package, ops) -> None:
     _, images, weights, rotations, shifts = case.inputs(torch.complex64)
-    found = gpu.interleaved(ops, package.library.LIBRARY, images, weights, rotations, shifts, case)()
+    found = gpu.trial("interleaved", ops, package.library.LIBRARY, images, weights, rotations, shifts, case)()
     wide = [
         x if x is None else x.to(torch.complex128 if x.is_complex() else torch.float64)
         for x in (images, weights, rotations, shifts)

@@ -126,14 +126,15 @@ struct CudaCall : Call<torch_projectors_cuda_problem, Problem, true> {
   }
 
   // Images added to volumes: a tile of poses after the other, if there are many.
-  void insert(const void* images, const void* weights, void* volume, void* weight_volume) {
+  void insert(const void* images, const void* weights, void* volume, void* weight_volume, bool by_bricks = false) {
     const Kernels k = kernels(scalar);
+    const auto backproject = by_bricks ? k.backproject_bricks : k.backproject;
     if (!problem.add) {
       zero(volume, volumes, false);
       zero(weight_volume, volumes, true);
     }
     if (!any) return;
-    if (!in_tiles()) return k.backproject(problem, real, images, weights, volume, weight_volume);
+    if (!in_tiles()) return backproject(problem, real, images, weights, volume, weight_volume);
     const int64_t numbers = entry_size(false) / number_size, entries = problem.batch * volumes.entries;
     char* const tile = static_cast<char*>(work(insertion_bytes(weights != nullptr)));
     char* const weight_tile = weights == nullptr ? nullptr : tile + entries * entry_size(false);
@@ -147,8 +148,8 @@ struct CudaCall : Call<torch_projectors_cuda_problem, Problem, true> {
       some.rotations = from(problem.rotations, problem.rotation_strides[1], number_size);
       some.shifts = from(problem.shifts, problem.shift_strides[1], number_size);
       clear(tile, insertion_bytes(weights != nullptr), problem.stream);
-      k.backproject(some, real, from(images, problem.image_strides[1], entry_size(false)),
-                    from(weights, problem.image_strides[1], number_size), tile, weight_tile);
+      backproject(some, real, from(images, problem.image_strides[1], entry_size(false)),
+                  from(weights, problem.image_strides[1], number_size), tile, weight_tile);
       for (int64_t b = 0; b < problem.batch; ++b) {
         const int64_t to = b * problem.volume_stride, size = volumes.entries;
         k.accumulate(problem.stream, size * numbers, tile + b * size * entry_size(false),
@@ -250,6 +251,19 @@ const char* torch_projectors_cuda_message(void) { return message; }
 const char* torch_projectors_cuda_architectures(void) { return kArchitectures; }
 
 const char* torch_projectors_cuda_version(void) { return TEXT(TORCH_PROJECTORS_VERSION); }
+
+// Not of the API: backward_project by a schedule that is measured beside it, as bricks.h has it.
+extern "C" TORCH_PROJECTORS_CUDA_API int32_t torch_projectors_cuda_trial_bricks(
+    const torch_projectors_cuda_problem* problem, const void* images, const void* weights, void* volume,
+    void* weight_volume) {
+  return guarded([&] {
+    CudaCall call(problem);
+    call.backward_project(images, weights, volume, weight_volume);
+    if (call.volumes.empty()) return;
+    const OnDevice device(problem->device);
+    call.insert(images, weights, volume, weight_volume, true);
+  });
+}
 
 // Not of the API: backward_project, with weights and in float, by a schedule that is measured beside it. The workspace
 // has 16 bytes for every entry of all volumes.

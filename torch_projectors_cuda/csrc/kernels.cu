@@ -1,4 +1,5 @@
 // Compiled once for every SCALAR: float or double.
+#include "bricks.h"
 #include "gather.h"
 #include "mates.h"
 #include "owned.h"
@@ -61,6 +62,10 @@ Kernels kernels_of<SCALAR>() {
       DISPATCHED(owned_backproject, images, weights, volume, weight_volume);
     else
       DISPATCHED(backproject, images, weights, volume, weight_volume);
+  };
+  k.backproject_bricks = [](const Problem& q, bool real, const void* images, const void* weights, void* volume,
+                            void* weight_volume) {
+    DISPATCHED(bricks_backproject, images, weights, volume, weight_volume);
   };
   k.backproject_interleaved = interleaved<SCALAR>();
   k.gradients = [](const Problem& q, bool real, const void* volume, const void* images, void* grad_images,

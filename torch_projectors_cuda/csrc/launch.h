@@ -16,6 +16,7 @@
 // Of `taps` columns in a space of V dimensions: 64 taps at once would hold registers that other warps need.
 #define TORCH_PROJECTORS_UNROLL_COLUMNS _Pragma("unroll (taps == 4 && V == 3 ? 1 : taps)")
 #elif defined(TORCH_PROJECTORS_HOST)
+#include <bitset>
 #include <cmath>
 #include <cstring>
 #define TORCH_PROJECTORS_DEVICE inline
@@ -70,6 +71,12 @@ struct Block {
   // Between what threads write to shared memory and what others read of it.
   TORCH_PROJECTORS_DEVICE void meet() const { __syncthreads(); }
 
+  // A bit for every thread of each warp that says yes, in shared memory.
+  TORCH_PROJECTORS_DEVICE void vote(const PerThread<bool>& yes, uint32_t (&of_warp)[kThreads / kWarp]) const {
+    const uint32_t votes = __ballot_sync(~0u, yes.value);
+    if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = votes;
+  }
+
   // Adds to each thread's numbers those of the thread `lanes` further in its warp; the last threads' are of no use.
   template <class T, int n>
   TORCH_PROJECTORS_DEVICE void add_from(PerThread<T[n]>& numbers, int lanes) const {
@@ -118,6 +125,8 @@ TORCH_PROJECTORS_DEVICE Pair<double> read(const Pair<double>* at) {
   const double2 x = __ldg(reinterpret_cast<const double2*>(at));
   return {x.x, x.y};
 }
+
+TORCH_PROJECTORS_DEVICE int bits(uint32_t x) { return __popc(x); }
 
 // exp(2 pi i turns)
 TORCH_PROJECTORS_DEVICE Pair<float> turned(float turns) {
@@ -214,6 +223,13 @@ struct Block {
 
   void meet() const {}
 
+  void vote(PerThread<bool>& yes, uint32_t (&of_warp)[kThreads / kWarp]) const {
+    for (int thread = 0; thread < kThreads; ++thread) {
+      uint32_t& votes = of_warp[thread / kWarp];
+      votes = (thread % kWarp == 0 ? 0 : votes) | uint32_t(yes[thread]) << thread % kWarp;
+    }
+  }
+
   template <class T, int n>
   void add_from(PerThread<T[n]>& numbers, int lanes) const {
     for (int thread = 0; thread < kThreads; ++thread)
@@ -243,6 +259,8 @@ template <class T>
 T read(const T* at) {
   return *at;
 }
+
+inline int bits(uint32_t x) { return int(std::bitset<32>(x).count()); }
 
 template <class T>
 Pair<T> turned(T turns) {

@@ -20,7 +20,12 @@ struct Range {
       return;
     }
     const T a = low / by, b = high / by;
-    const T least = a < b ? a : b, most = a < b ? b : a;
+    keep(a < b ? a : b, a < b ? b : a);
+  }
+
+  // Those from least to most.
+  template <class T>
+  TORCH_PROJECTORS_DEVICE void keep(T least, T most) {
     if (least > T(from)) from = least < T(to) ? int32_t(std::ceil(least)) : to;
     if (most < T(to - 1)) to = most >= T(from) ? int32_t(std::floor(most)) + 1 : from;
   }

@@ -21,6 +21,9 @@ struct Kernels {
   // weights and weight_volume may both be null. `volume` is cleared by the caller, and so is weight_volume.
   void (*backproject)(const Problem&, bool real, const void* images, const void* weights, void* volume,
                       void* weight_volume);
+  // The same sums, always in the same order, by another schedule.
+  void (*backproject_bricks)(const Problem&, bool real, const void* images, const void* weights, void* volume,
+                             void* weight_volume);
   // The same with weights, of float complex numbers, by another schedule; null for double. `sums` is cleared by the
   // caller and has room for four numbers for every entry of all volumes.
   void (*backproject_interleaved)(const Problem&, const void* images, const void* weights, void* sums, void* volume,

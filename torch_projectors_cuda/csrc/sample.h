@@ -187,6 +187,7 @@ struct Pose {
   T turns[I];      // of the phase, for each frequency
   bool shifted;
 
+  Pose() = default;
   TORCH_PROJECTORS_DEVICE Pose(const Setting<T, V, I>& q, int64_t b, int64_t p) : shifted(q.shifts != nullptr) {
     const T* rotation = q.rotations + b * q.rotation_strides[0] + p * q.rotation_strides[1];
     TORCH_PROJECTORS_UNROLL
@@ -212,6 +213,18 @@ struct Pose {
     return turned(-sum);
   }
 };
+
+// Multiplies by the weight of a sample at p for the lattice point `at`, along one axis. False if there is no tap there.
+template <class Interpolation, class T>
+TORCH_PROJECTORS_DEVICE bool times_weight_at(T p, T at, T& product) {
+  const T f = std::floor(p + T(Interpolation::rounding)), tap = at - (f + T(Interpolation::first));
+  T w = 0;
+  TORCH_PROJECTORS_UNROLL
+  for (int i = 0; i < Interpolation::taps; ++i)
+    if (tap == T(i)) w = weight<Interpolation>(i, p - f);
+  product *= w;
+  return tap >= 0 && tap < T(Interpolation::taps);
+}
 
 // The taps of a sample at p. Those outside of the band have no weight, and are taken to be where the next inside is.
 // Of weights, interpolated by magnitude, the slopes are those of magnitudes.
