@@ -63,6 +63,16 @@ TORCH_PROJECTORS_WITHIN void store(T* p, const P& x) {
   std::memcpy(p, &x, sizeof(P));
 }
 
+// x, rounded: what is added next is not made one operation with the product that x is, here and not in another copy of the
+// code, on which sums would come to depend.
+template <class P>
+TORCH_PROJECTORS_WITHIN P rounded(P x) {
+#if defined(__GNUC__)
+  __asm__("" : "+m"(x));
+#endif
+  return x;
+}
+
 // Into the second cache: a block is more than the first holds beside the rest. Any address may be named.
 template <class T>
 TORCH_PROJECTORS_WITHIN void prefetch(const T* p) {

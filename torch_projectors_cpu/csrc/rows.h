@@ -16,7 +16,11 @@ namespace LEVEL {
 
 // A function of its own: within another, compilers forget which arrays cannot overlap, and take one sample at a time.
 #if defined(__GNUC__)
+#if defined(__clang__)
 #define TORCH_PROJECTORS_APART __attribute__((noinline))
+#else
+#define TORCH_PROJECTORS_APART __attribute__((noinline, noclone))
+#endif
 #define TORCH_PROJECTORS_RESTRICT __restrict__
 #else
 #define TORCH_PROJECTORS_APART __declspec(noinline)

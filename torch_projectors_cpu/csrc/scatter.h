@@ -141,8 +141,8 @@ struct Writer {
 
   // `values` and `sizes` are those of `this`, which compilers would read again after every store.
   template <bool weighted>
-  static TORCH_PROJECTORS_WITHIN void inside(const Block<Interpolation, T, V>& b, int u, const T* value, T weight, T* values,
-                                             T* sizes) {
+  static TORCH_PROJECTORS_WITHIN void inside(const Block<Interpolation, T, V>& b, int u, const T* value, T weight,
+                                             T* values, T* sizes) {
     assert(b.inside(u));
     constexpr int lines = V == 3 ? taps : 1;  // of a plane
     T y[lines], z[taps];
@@ -169,7 +169,8 @@ struct Writer {
     }
   }
 
-  void at_edge(const Block<Interpolation, T, V>& b, int u, const T* value, T weight) const {
+  // This and the next are apart, so that there is one copy, and all owners round alike.
+  TORCH_PROJECTORS_APART void at_edge(const Block<Interpolation, T, V>& b, int u, const T* value, T weight) const {
     using N = Pack<T, numbers>;
     const int mirrored = b.mirrored(u);
     T sizes[taps];
@@ -189,15 +190,15 @@ struct Writer {
       for (int x = 0; x < taps; ++x) {
         const int64_t entry = x < mirrored ? mates - x : line + x;
         T* to = volume + entry * numbers;
-        store(to, load<N>(to) + values[x] * product);
-        if (weights != nullptr) weights[entry] += sizes[x] * size;
+        store(to, load<N>(to) + rounded<N>(values[x] * product));
+        if (weights != nullptr) weights[entry] += rounded(sizes[x] * size);
       }
     });
   }
 
   bool own(int64_t at) const { return (at >= begin[0] && at < end[0]) || (at >= begin[1] && at < end[1]); }
 
-  void anywhere(const T (&p)[V], const T* value, T weight, T sign) const {
+  TORCH_PROJECTORS_APART void anywhere(const T (&p)[V], const T* value, T weight, T sign) const {
     const T lowest = std::floor(p[V - 1] + T(Interpolation::rounding)) + T(Interpolation::first);
     const T highest = lowest + T(taps - 1), inner = std::max(std::max(lowest, -highest), T(0));
     if ((std::max(-lowest, highest) < T(low) || inner >= T(high)) && p[0] - p[0] == 0 && p[1] - p[1] == 0) return;
@@ -211,9 +212,9 @@ struct Writer {
           }
           for (int c = 0; c < numbers; ++c) {
             const T turned = c == 1 ? (mirrored ? -sign : sign) * value[c] : value[c];
-            volume[offset * numbers + c] += product * turned;
+            volume[offset * numbers + c] += rounded(product * turned);
           }
-          if (weights != nullptr) weights[offset] += size * weight;
+          if (weights != nullptr) weights[offset] += rounded(size * weight);
         });
     if (finite || low > 0) return;
     // Nobody knows where to: let it be seen.
@@ -508,6 +509,7 @@ void backproject(const Problem& q, const void* images, const void* weights, void
     };
     const auto nothing = [](const Job&) {};
     const auto add = [&](int64_t b, int64_t low, int64_t high, int64_t pose) { inserter.add(b, low, high, pose); };
+    if (from == to) return;
     const bool alone = to - from == kSlabs;
     const Limits limits = alone ? Limits{} : slabs(inserter.view, q.poses, n);
     const auto work = [&](int64_t begin, int64_t end) {
