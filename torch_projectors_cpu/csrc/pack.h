@@ -9,8 +9,8 @@
 #include <immintrin.h>
 #endif
 
-// For what is done for each sample: in a file of so many kernels compilers come to stop inlining, and calls cost a third
-// of an insertion.
+// For what is done for each sample: in a file of so many kernels compilers stop inlining, and calls cost a third of an
+// insertion.
 #if defined(__GNUC__)
 #define TORCH_PROJECTORS_WITHIN inline __attribute__((always_inline))
 #else
@@ -63,8 +63,8 @@ TORCH_PROJECTORS_WITHIN void store(T* p, const P& x) {
   std::memcpy(p, &x, sizeof(P));
 }
 
-// x, rounded: what is added next is not made one operation with the product that x is, here and not in another copy of the
-// code, on which sums would come to depend.
+// x, rounded: compilers would make one operation of the product that x is and the sum that follows, in one copy of the
+// code and not in another, and results would depend on which is run.
 template <class P>
 TORCH_PROJECTORS_WITHIN P rounded(P x) {
 #if defined(__GNUC__)

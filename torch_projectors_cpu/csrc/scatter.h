@@ -330,7 +330,8 @@ class Shares {
     mine.open = false;
   }
 
-  // Half of what another thread has left, after it has added all that comes before.
+  // Half of what another thread has left, once that has added all that comes before. It may be at its next job by then,
+  // which only lets this one wait longer.
   bool take(const Limits& limits, Job& job) {
     for (Share& other : shares_) {
       {
@@ -503,13 +504,13 @@ void backproject(const Problem& q, const void* images, const void* weights, void
   const int64_t plane_bytes = 2 * (grid.size() / n) * int64_t(sizeof(T)) * (numbers + (weights == nullptr ? 0 : 1));
   Shares shares(q.poses);
   parallel(kSlabs, [&](int64_t from, int64_t to) {
+    if (from == to) return;  // a runner may ask for it beside the whole range, of which nobody else takes a part
     Inserter<Interpolation, T, V, I, real> inserter(q, rows, entries, images, weights, volumes, weight_volumes);
     const auto clear = [&](const Job& job) {
       if (!q.add) inserter.clear(job);
     };
     const auto nothing = [](const Job&) {};
     const auto add = [&](int64_t b, int64_t low, int64_t high, int64_t pose) { inserter.add(b, low, high, pose); };
-    if (from == to) return;
     const bool alone = to - from == kSlabs;
     const Limits limits = alone ? Limits{} : slabs(inserter.view, q.poses, n);
     const auto work = [&](int64_t begin, int64_t end) {
