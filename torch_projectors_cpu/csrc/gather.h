@@ -9,27 +9,26 @@
 namespace torch_projectors {
 namespace LEVEL {
 
-// x weights of all taps at once, each as often as an entry has numbers: a polynomial in t with packs for coefficients.
-template <class Interpolation, class T, int numbers, int samples = 1>
+// x weights of all taps of a sample at once, each as often as an entry has numbers: a polynomial in t with packs for
+// coefficients.
+template <class Interpolation, class T, int numbers>
 struct AlongX {
   static constexpr int taps = Interpolation::taps, lanes = taps * numbers;
-  using P = Pack<T, lanes * samples>;
+  using P = Pack<T, lanes>;
 
   static TORCH_PROJECTORS_WITHIN P coefficient(int power) {
     P c{};
-    for (int i = 0; i < lanes * samples; ++i) c[i] = T(Interpolation::coefficients[power][i % lanes / numbers]);
+    for (int i = 0; i < lanes; ++i) c[i] = T(Interpolation::coefficients[power][i / numbers]);
     return c;
   }
 
-  template <class U>
-  static TORCH_PROJECTORS_WITHIN P weights(U t) {
+  static TORCH_PROJECTORS_WITHIN P weights(T t) {
     P w = coefficient(Interpolation::degree);
     for (int power = Interpolation::degree - 1; power >= 0; --power) w = w * t + coefficient(power);
     return w;
   }
 
-  template <class U>
-  static TORCH_PROJECTORS_WITHIN P slopes(U t) {
+  static TORCH_PROJECTORS_WITHIN P slopes(T t) {
     if (Interpolation::degree == 0) return P{};
     P w = coefficient(Interpolation::degree) * T(Interpolation::degree);
     for (int power = Interpolation::degree - 1; power >= 1; --power) w = w * t + coefficient(power) * T(power);
@@ -38,13 +37,24 @@ struct AlongX {
 
   static TORCH_PROJECTORS_WITHIN P magnitude(P w) {
     if (!Interpolation::negative) return w;
-    for (int i = 0; i < lanes * samples; ++i) w[i] = w[i] < 0 ? -w[i] : w[i];
+    for (int i = 0; i < lanes; ++i) w[i] = w[i] < 0 ? -w[i] : w[i];
     return w;
   }
 
   // Sum over taps: `numbers` numbers, to consecutive places.
-  static TORCH_PROJECTORS_WITHIN void sum(const P& x, T* to) { sum_taps<T, lanes, samples, numbers>(x, to); }
+  static TORCH_PROJECTORS_WITHIN void sum(const P& x, T* to) { sum_taps<T, lanes, numbers>(x, to); }
 };
+
+// The weight or slope of one tap, for each lane of t.
+template <class Interpolation, bool slope, class T, class P>
+TORCH_PROJECTORS_WITHIN P weights_each(int tap, const P& t) {
+  P w{};
+  for (int power = Interpolation::degree; power >= (slope ? 1 : 0); --power) {
+    const T c = T(Interpolation::coefficients[power][tap]) * (slope ? T(power) : T(1));
+    w = power == Interpolation::degree ? P{} + c : c == 0 ? w * t : w * t + c;
+  }
+  return w;
+}
 
 // What samples read: the value, and its derivatives along (x, y[, z]) of the volume.
 template <class T, int V, int numbers>
@@ -56,8 +66,8 @@ struct Values {
 template <class Interpolation, class T, int V, bool real, bool slopes>
 struct Reader {
   static constexpr int taps = Interpolation::taps, numbers = real ? 1 : 2;
-  // Samples at once: as many as fill a vector.
-  static constexpr int many = real ? 1 : together<T>(taps * numbers);
+  // Samples at once: as many as results fill a vector, of which a pack of as many bytes holds the taps of some.
+  static constexpr int filling = kVector / int(numbers * sizeof(T)), many = real || filling < taps ? 1 : filling;
 
   Grid<V> grid;
   const T* volume;
@@ -66,56 +76,58 @@ struct Reader {
 
   static T tap_slope(T s, T w) { return real ? (w < 0 ? -s : w > 0 ? s : T(0)) : s; }
 
-  template <int samples>
-  static auto factor(const T* w) {
-    if constexpr (real) return magnitude(*w);
-    else return factor_each<T, taps * numbers, samples>(w);
-  }
-
-  template <int samples>
-  static auto factor(const T* s, const T* w) {
-    if constexpr (real) return tap_slope(*s, *w);
-    else return factor_each<T, taps * numbers, samples>(s);
-  }
-
-  // Along y, and with slopes; one plane.
-  template <int samples, class P>
-  TORCH_PROJECTORS_WITHIN void plane(const Block<Interpolation, T, V>& b, int z, int u, P& sum, P& slope) const {
-    for (int i = 0; i < taps; ++i) {
-      const P line = load_each<T, taps * numbers, samples, numbers>(volume, &b.offset[z * taps + i][u]);
-      const auto w = factor<samples>(&b.weight[1][i][u]);
-      sum = i == 0 ? line * w : line * w + sum;
-      if (!slopes) continue;
-      const auto s = factor<samples>(&b.slope[1][i][u], &b.weight[1][i][u]);
-      slope = i == 0 ? line * s : line * s + slope;
-    }
-  }
-
-  template <int samples>
-  TORCH_PROJECTORS_WITHIN void inside(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
-    using X = AlongX<Interpolation, T, numbers, samples>;
-    using P = typename X::P;
-    for (int i = 0; i < samples; ++i) assert(b.inside(u + i));
-    P sum, along_y, along_z{};
-    if (V == 2) {
-      plane<samples>(b, 0, u, sum, along_y);
+  // Weights or slopes along y or z of one tap of the samples u + first, u + first + apart, ... of a pack.
+  template <bool slope, int samples, int first, int apart>
+  static TORCH_PROJECTORS_WITHIN auto factor(const Block<Interpolation, T, V>& b, int axis, int tap, int u) {
+    if constexpr (samples * apart == 1) {
+      const T t = b.t[axis][u], w = weight<Interpolation>(tap, t);
+      return slope ? tap_slope(torch_projectors::slope<Interpolation>(tap, t), w) : tap_weight(w);
+    } else if constexpr (Block<Interpolation, T, V>::stored) {
+      return factor_each<T, taps * numbers, samples, first, apart>(&(slope ? b.slope : b.weight)[axis][tap][u]);
     } else {
-      sum = along_y = P{};
-      for (int i = 0; i < taps; ++i) {
-        P s, d;
-        plane<samples>(b, i, u, s, d);
-        const auto w = factor<samples>(&b.weight[V - 1][i][u]);
-        sum = s * w + sum;
-        if (slopes) {
-          along_y = d * w + along_y;
-          along_z = s * factor<samples>(&b.slope[V - 1][i][u], &b.weight[V - 1][i][u]) + along_z;
-        }
-      }
+      const auto t = factor_each<T, taps * numbers, samples, first, apart>(&b.t[axis][u]);
+      return weights_each<Interpolation, slope, T>(tap, t);
     }
-    const auto t = factor_each<T, taps * numbers, samples>(&b.t[0][u]);
-    P x = X::weights(t);
+  }
+
+  // Interpolated along all axes but x, and with slopes along one of them, of lines read(y, z).
+  template <int samples, int first, int apart, class P, class Read>
+  static TORCH_PROJECTORS_WITHIN void across(const Block<Interpolation, T, V>& b, int u, P& sum, P& along_y, P& along_z,
+                                             const Read& read) {
+    for (int z = 0; z < (V == 3 ? taps : 1); ++z) {
+      P s{}, d{};
+      for (int y = 0; y < taps; ++y) {
+        const P line = read(y, z);
+        const auto w = factor<false, samples, first, apart>(b, 1, y, u);
+        s = y == 0 ? line * w : line * w + s;
+        if (!slopes) continue;
+        const auto slope = factor<true, samples, first, apart>(b, 1, y, u);
+        d = y == 0 ? line * slope : line * slope + d;
+      }
+      if (V == 2) {
+        sum = s;
+        if (slopes) along_y = d;
+        continue;
+      }
+      const auto w = factor<false, samples, first, apart>(b, V - 1, z, u);
+      sum = z == 0 ? s * w : s * w + sum;
+      if (!slopes) continue;
+      const auto slope = factor<true, samples, first, apart>(b, V - 1, z, u);
+      along_y = z == 0 ? d * w : d * w + along_y;
+      along_z = z == 0 ? s * slope : s * slope + along_z;
+    }
+  }
+
+  template <class Read>
+  static TORCH_PROJECTORS_WITHIN void single(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to,
+                                             const Read& read) {
+    using X = AlongX<Interpolation, T, numbers>;
+    using P = typename X::P;
+    P sum{}, along_y{}, along_z{};
+    across<1, 0, 1>(b, u, sum, along_y, along_z, read);
+    P x = X::weights(b.t[0][u]);
     if (slopes) {
-      P d = X::slopes(t);
+      P d = X::slopes(b.t[0][u]);
       if (real)
         for (int i = 0; i < taps; ++i) d[i] = tap_slope(d[i], x[i]);
       X::sum(sum * d, to.derivative[0] + numbers * u);
@@ -127,38 +139,58 @@ struct Reader {
     if (V == 3) X::sum(along_z * x, to.derivative[V - 1] + numbers * u);
   }
 
-  void at_edge(const Volume<Interpolation, T, V>& entries, const Block<Interpolation, T, V>& b, int u,
-               Values<T, V, numbers>& to) const {
-    using P = Pack<T, numbers>;
-    P columns[slopes ? V : 1][taps] = {};  // interpolated along all axes but x, and with a slope along one
-    const int mirrored = b.mirrored(u);
-    b.each_line_at_edge(entries, u, [&](int y, int z, int64_t line, int64_t mates) {
-      const T wy = b.weight[1][y][u], wz = V == 3 ? b.weight[V - 1][z][u] : T(1);
-      for (int x = 0; x < taps; ++x) {
-        const P stored = load<P>(volume + (x < mirrored ? mates - x : line + x) * numbers);
-        columns[0][x] = columns[0][x] + stored * (tap_weight(wz) * tap_weight(wy));
-        if (!slopes) continue;
-        columns[1][x] = columns[1][x] + stored * (tap_weight(wz) * tap_slope(b.slope[1][y][u], wy));
-        if (V == 3)
-          columns[V - 1][x] = columns[V - 1][x] + stored * (tap_slope(b.slope[V - 1][z][u], wz) * tap_weight(wy));
-      }
+  TORCH_PROJECTORS_WITHIN void inside(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
+    assert(b.inside(u));
+    single(b, u, to, [&](int y, int z) {
+      return load<Pack<T, taps * numbers>>(volume + numbers * int64_t(b.offset[(z * taps + y) % b.lines][u]));
     });
-    if (!real)
-      for (auto& along : columns)
-        for (int x = 0; x < mirrored; ++x) along[x][numbers - 1] = -along[x][numbers - 1];
-    for (int c = 0; c < numbers; ++c) {
-      T value = 0, derivative[V] = {};
-      for (int x = 0; x < taps; ++x) {
-        const T w = weight<Interpolation>(x, b.t[0][u]);
-        value += tap_weight(w) * columns[0][x][c];
-        if (!slopes) continue;
-        derivative[0] += tap_slope(slope<Interpolation>(x, b.t[0][u]), w) * columns[0][x][c];
-        for (int a = 1; a < V; ++a) derivative[a] += tap_weight(w) * columns[a][x][c];
-      }
-      to.value[numbers * u + c] = value;
-      for (int a = 0; a < (slopes ? V : 0); ++a) to.derivative[a][numbers * u + c] = derivative[a];
-    }
   }
+
+  TORCH_PROJECTORS_APART void at_edge(const Volume<Interpolation, T, V>& entries, const Block<Interpolation, T, V>& b,
+                                      int u, Values<T, V, numbers>& to) const {
+    const typename Block<Interpolation, T, V>::Edge edge(b, entries, u);
+    single(b, u, to, [&](int y, int z) {
+      Pack<T, taps * numbers> line;
+      for (int x = 0; x < taps; ++x) {
+        const T* tap = volume + edge.entry(x, y, z) * numbers;
+        line[x * numbers] = tap[0];
+        if (!real) line[x * numbers + numbers - 1] = x < edge.mirrored ? -tap[numbers - 1] : tap[numbers - 1];
+      }
+      return line;
+    });
+  }
+
+#if defined(TORCH_PROJECTORS_SHUFFLE)
+  // Sums over the taps along x, with weights or slopes at t: for the samples in order, their numbers.
+  template <bool slope, class P, std::size_t... tap>
+  static TORCH_PROJECTORS_WITHIN P sum_columns(const P (&packs)[taps], const P& t, std::index_sequence<tap...>) {
+    P sum = column<0, T, numbers>(packs) * weights_each<Interpolation, slope, T>(0, t);
+    ((sum = tap == 0 ? sum : column<tap, T, numbers>(packs) * weights_each<Interpolation, slope, T>(tap, t) + sum), ...);
+    return sum;
+  }
+
+  // All of some neighbours, whether they are inside or not.
+  template <std::size_t... tap>
+  TORCH_PROJECTORS_WITHIN void together(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to,
+                                        std::index_sequence<tap...> all) const {
+    assert(b.readable(grid, u, many));
+    using P = Pack<T, many * numbers>;
+    P sum[taps] = {}, along_y[taps] = {}, along_z[taps] = {};
+    (across<many / taps, tap, taps>(
+         b, u, sum[tap], along_y[tap], along_z[tap],
+         [&](int y, int z) {
+           const int32_t* offset = &b.offset[(z * taps + y) % b.lines][u + int(tap)];
+           return load_each<T, taps * numbers, many / taps, numbers, taps>(volume, offset);
+         }),
+     ...);
+    const P t = factor_each<T, numbers, many, 0, 1>(&b.t[0][u]);
+    store(to.value + numbers * u, sum_columns<false>(sum, t, all));
+    if (!slopes) return;
+    store(to.derivative[0] + numbers * u, sum_columns<true>(sum, t, all));
+    store(to.derivative[1] + numbers * u, sum_columns<false>(along_y, t, all));
+    if (V == 3) store(to.derivative[V - 1] + numbers * u, sum_columns<false>(along_z, t, all));
+  }
+#endif
 
   // A sample whose taps may be mirrored or out of the band. The block's sign mirrors results back, so they are mirrored.
   void anywhere(const Row<T, V>& row, const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
@@ -200,18 +232,23 @@ struct Reader {
         b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
         b.template locate<slopes>(entries, row);
         if (far) b.template prefetch<numbers>(volume);
-        for (int u = 0; u < b.count; u += many) {
-          // What lies beyond the row is read with its last samples.
-          int32_t all = 1;
-          if (!b.all_inside || u + many > b.count)
-            for (int i = 0; i < many; ++i) all &= int32_t(b.inside(u + i));
-          if (all) {
-            inside<many>(b, u, values);
-          } else {
-            for (int i = u; i < b.count && i < u + many; ++i)
-              b.inside(i)    ? inside<1>(b, i, values)
-              : b.at_edge(i) ? at_edge(entries, b, i, values)
-                             : anywhere(row, b, i, values);
+        bool done = false;  // what is inside
+#if defined(TORCH_PROJECTORS_SHUFFLE)
+        if constexpr (many > 1) {
+          done = entries.roomy;
+          for (int u = 0; done && u < b.count; u += many) together(b, u, values, std::make_index_sequence<taps>());
+        }
+#endif
+        for (int from = 0; from < b.count && !(done && b.all_inside); from += kLanes) {
+          if (done && b.all_inside_from(from)) continue;
+          for (int u = from; u < b.count && u < from + kLanes; ++u) {
+            if (b.inside(u)) {
+              if (!done) inside(b, u, values);
+            } else if (b.at_edge(u)) {
+              at_edge(entries, b, u, values);
+            } else {
+              anywhere(row, b, u, values);
+            }
           }
         }
         visit(row, b, values);

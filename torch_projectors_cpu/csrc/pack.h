@@ -107,13 +107,6 @@ constexpr int kVector = 32;
 constexpr int kVector = 16;
 #endif
 
-// How many samples, of so many lanes each, fill a vector.
-template <class T>
-constexpr int together(int lanes) {
-  const int samples = kVector / (int(sizeof(T)) * lanes);
-  return samples > 1 ? samples : 1;
-}
-
 // The lanes of a pack are `samples` groups, in which the taps of a sample follow each other, each with `numbers` numbers.
 #if defined(TORCH_PROJECTORS_SHUFFLE)
 template <class P, std::size_t... lane>
@@ -135,14 +128,9 @@ TORCH_PROJECTORS_WITHIN Pack<T, 2 * N> beside(const Pack<T, N>& a, const Pack<T,
   return joined(a, b, std::make_index_sequence<2 * N>());
 }
 
-template <int group, int shift, class P, std::size_t... lane>
+template <int shift, class P, std::size_t... lane>
 TORCH_PROJECTORS_WITHIN P rotated(const P& x, std::index_sequence<lane...>) {
-  return __builtin_shufflevector(x, x, int(lane / group * group + (lane + shift) % group)...);
-}
-
-template <int group, int numbers, class P, std::size_t... lane>
-TORCH_PROJECTORS_WITHIN auto heads(const P& x, std::index_sequence<lane...>) {
-  return __builtin_shufflevector(x, x, int(lane / numbers * group + lane % numbers)...);
+  return __builtin_shufflevector(x, x, int((lane + shift) % sizeof...(lane))...);
 }
 
 template <int numbers, class P, std::size_t... lane>
@@ -150,56 +138,91 @@ TORCH_PROJECTORS_WITHIN auto repeated(const P& x, std::index_sequence<lane...>) 
   return __builtin_shufflevector(x, x, int(lane % numbers)...);
 }
 
-template <int group, class P, std::size_t... lane>
-TORCH_PROJECTORS_WITHIN auto spread(const P& x, std::index_sequence<lane...>) {
-  return __builtin_shufflevector(x, x, int(lane / group)...);
+template <int group, int apart, class P, std::size_t... lane>
+TORCH_PROJECTORS_WITHIN P spread(const P& x, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(x, x, int(lane / group * apart)...);
 }
 
-template <int group, int half, int numbers, class P>
+template <int half, int numbers, class P>
 TORCH_PROJECTORS_WITHIN P folded(const P& x) {
   if constexpr (half < numbers) return x;
   else
-    return folded<group, half / 2, numbers>(
-        x + rotated<group, half>(x, std::make_index_sequence<sizeof(P) / sizeof(x[0])>()));
+    return folded<half / 2, numbers>(x + rotated<half>(x, std::make_index_sequence<sizeof(P) / sizeof(x[0])>()));
+}
+
+// Every other `many` numbers of a, from the first or from the next ones on, each followed by such of b.
+template <int many, bool odd, class P, std::size_t... lane>
+TORCH_PROJECTORS_WITHIN P halves(const P& a, const P& b, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(
+      a, b, int(lane % (2 * many) / many * sizeof...(lane) + lane / (2 * many) * (2 * many) + odd * many + lane % many)...);
+}
+
+// As numbers of 8 bytes where that can be: compilers know more instructions for them.
+template <int many, bool odd, class T, class P>
+TORCH_PROJECTORS_WITHIN P halves(const P& a, const P& b) {
+  if constexpr (many > 1 && sizeof(T) < 8) {
+    using Wide = Pack<double, sizeof(P) / 8>;
+    return (P)halves<many / 2, odd, double>((Wide)a, (Wide)b);
+  } else {
+    return halves<many, odd>(a, b, std::make_index_sequence<sizeof(P) / sizeof(T)>());
+  }
+}
+
+// What a few packs, each of all taps of every so manieth sample, have of one tap: of all samples, in order.
+template <int tap, class T, int numbers, int taps, class P>
+TORCH_PROJECTORS_WITHIN P column(const P (&packs)[taps]) {
+  if constexpr (taps == 1) return packs[0];
+  else if constexpr (taps == 2) return halves<numbers, tap == 1, T>(packs[0], packs[1]);
+  else
+    return halves<2 * numbers, tap / 2 == 1, T>(halves<numbers, tap % 2 == 1, T>(packs[0], packs[1]),
+                                                halves<numbers, tap % 2 == 1, T>(packs[2], packs[3]));
 }
 #endif
 
 TORCH_PROJECTORS_WITHIN int32_t index_of(float) { return 0; }
 TORCH_PROJECTORS_WITHIN int64_t index_of(double) { return 0; }
 
-// Of every sample, `lanes` numbers that begin at its offset.
-template <class T, int lanes, int samples, int numbers>
+// Which sample each lane is of.
+template <class T, int lanes, int first, int apart, std::size_t... lane>
+TORCH_PROJECTORS_WITHIN auto sample_of_each(std::index_sequence<lane...>) {
+  return Pack<decltype(index_of(T())), int(sizeof...(lane))>{decltype(index_of(T()))(lane / lanes * apart + first)...};
+}
+
+// Of every sample, `lanes` numbers that begin at its offset; samples are `apart` from each other.
+template <class T, int lanes, int samples, int numbers, int apart>
 TORCH_PROJECTORS_WITHIN Pack<T, lanes * samples> load_each(const T* from, const int32_t* offset) {
   if constexpr (samples == 1) {
     return load<Pack<T, lanes>>(from + numbers * int64_t(offset[0]));
   } else {
 #if defined(TORCH_PROJECTORS_SHUFFLE)
-    return beside<T, lanes * samples / 2>(load_each<T, lanes, samples / 2, numbers>(from, offset),
-                                          load_each<T, lanes, samples / 2, numbers>(from, offset + samples / 2));
+    constexpr int half = samples / 2;
+    return beside<T, lanes * half>(load_each<T, lanes, half, numbers, apart>(from, offset),
+                                   load_each<T, lanes, half, numbers, apart>(from, offset + half * apart));
 #endif
   }
 }
 
-// Every sample's own factor, in all of its lanes. As many numbers may be read as there are lanes.
-template <class T, int lanes, int samples>
+// The own factor of samples first, first + apart, ... in all of their lanes. As many numbers may be read as there are
+// lanes.
+template <class T, int lanes, int samples, int first, int apart>
 TORCH_PROJECTORS_WITHIN auto factor_each(const T* from) {
   if constexpr (samples == 1) {
-    return from[0];
+    return from[first];
   } else {
 #if defined(__AVX512F__) && defined(TORCH_PROJECTORS_SHUFFLE)
-    if constexpr (lanes * samples * sizeof(T) == 64 && samples * sizeof(T) == 16) {
+    if constexpr (lanes * samples * sizeof(T) == 64 && samples * apart * sizeof(T) == 32) {
       // No more than are used: most loads of a whole vector would touch two cache lines.
-      const __m512 some = _mm512_castps128_ps512(_mm_loadu_ps(reinterpret_cast<const float*>(from)));
-      Pack<decltype(index_of(T())), lanes * samples> sample;
-      for (int i = 0; i < lanes * samples; ++i) sample[i] = i / lanes;
+      const __m512 some = _mm512_castps256_ps512(_mm256_loadu_ps(reinterpret_cast<const float*>(from)));
+      const auto each = sample_of_each<T, lanes, first, apart>(std::make_index_sequence<lanes * samples>());
       if constexpr (sizeof(T) == 4)
-        return (Pack<T, lanes * samples>)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)sample, some);
+        return (Pack<T, lanes * samples>)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)each, some);
       else
-        return (Pack<T, lanes * samples>)_mm512_maskz_permutexvar_pd(0xff, (__m512i)sample, _mm512_castps_pd(some));
+        return (Pack<T, lanes * samples>)_mm512_maskz_permutexvar_pd(0xff, (__m512i)each, _mm512_castps_pd(some));
     }
 #endif
 #if defined(TORCH_PROJECTORS_SHUFFLE)
-    return spread<lanes>(load<Pack<T, lanes * samples>>(from), std::make_index_sequence<lanes * samples>());
+    return spread<lanes, apart>(load<Pack<T, lanes * samples>>(from + first),
+                                std::make_index_sequence<lanes * samples>());
 #endif
   }
 }
@@ -218,13 +241,12 @@ TORCH_PROJECTORS_WITHIN Pack<T, lanes> spread(const T* from) {
 #endif
 }
 
-// Sums over the taps of every sample: `numbers` of them.
-template <class T, int lanes, int samples, int numbers>
-TORCH_PROJECTORS_WITHIN void sum_taps(const Pack<T, lanes * samples>& x, T* to) {
+// Sums over the taps of a sample: `numbers` of them.
+template <class T, int lanes, int numbers>
+TORCH_PROJECTORS_WITHIN void sum_taps(const Pack<T, lanes>& x, T* to) {
 #if defined(TORCH_PROJECTORS_SHUFFLE)
-  const auto sum = heads<lanes, numbers>(folded<lanes, lanes / 2, numbers>(x),
-                                         std::make_index_sequence<numbers * samples>());
-  std::memcpy(to, &sum, numbers * samples * sizeof(T));
+  const auto sum = folded<lanes / 2, numbers>(x);
+  std::memcpy(to, &sum, numbers * sizeof(T));
 #else
   for (int c = 0; c < numbers; ++c) {
     T s = x[c];

@@ -250,12 +250,14 @@ struct Volume {
   Grid<V> grid;
   alignas(64) T low[V][kLanes], high[V][kLanes];  // one for each lane
   uint32_t columns, plane, all;                   // entries; may overflow where none is inside
+  bool roomy = true;                              // whether offsets can be read of samples that are not inside, too
 
   explicit Volume(const Grid<V>& grid) : grid(grid) {
     for (int a = 0; a < V; ++a) {
       const T least = (a == 0 ? T(0) : -T(grid.shape[a] / 2)) - T(Interpolation::first);
       T most = T(grid.shape[a] / 2) - T(Interpolation::first + Interpolation::taps - 1);
       if (grid.size() > std::numeric_limits<int32_t>::max()) most = least - 1;
+      roomy &= most >= least && grid.stored(a) >= Interpolation::taps;
       for (int lane = 0; lane < kLanes; ++lane) {
         low[a][lane] = least;
         high[a][lane] = most;
@@ -278,9 +280,11 @@ struct Block {
   alignas(64) T sign[kBlock];
   static constexpr int room = kBlock + 16;  // vectors of factors are read that begin at any sample
   alignas(64) T t[V][room];
-  alignas(64) T weight[V][taps][room];  // along y and z; not along x
+  // Along y and z, not along x; also where an owner wants them. Else they are as soon computed as read.
+  static constexpr bool stored = Interpolation::degree > 1;
+  alignas(64) T weight[V][taps][room];
   alignas(64) T slope[V][taps][room];
-  alignas(64) int32_t offset[lines][kBlock];  // of the first tap of every line along x, in entries: y fastest
+  alignas(64) int32_t offset[lines][kBlock];  // of the first stored tap of every line along x, in entries: y fastest
   alignas(64) int32_t k[V][kBlock];           // frequencies of the first tap
   alignas(64) int32_t place[kBlock];
   bool all_inside;
@@ -288,6 +292,21 @@ struct Block {
   // All taps are in the band, offsets have 32 bits, and either all are stored as they are, or some are mirrored.
   bool inside(int u) const { return place[u] == 2; }
   bool at_edge(int u) const { return place[u] == 1; }
+
+  // Of as many as are located at once.
+  bool all_inside_from(int u) const {
+    int32_t all = 2;
+    for (int lane = 0; lane < kLanes; ++lane) all &= place[u + lane];
+    return all == 2;
+  }
+
+  // Whether memory may be read at the offsets of samples from u on; for assertions.
+  bool readable(const Grid<V>& grid, int u, int samples) const {
+    for (const auto& line : offset)
+      for (int i = u; i < u + samples; ++i)
+        if (line[i] < 0 || line[i] + taps > grid.size()) return false;
+    return true;
+  }
 
   // Count, to the end of a vector: what lies beyond is computed too, and not used.
   int whole() const { return int(unsigned(count + kLanes - 1) & ~unsigned(kLanes - 1)); }
@@ -330,7 +349,7 @@ struct Block {
     }
     // Along a row, positions rise or fall.
     all_inside = inside(0) && inside(count - 1) && sign[0] == sign[count - 1];
-    for (int a = 1; a < V; ++a) {
+    for (int a = 1; a < V && (stored || owned); ++a) {
 #pragma omp simd simdlen(kLanes)
       for (int u = 0; u < to; ++u) {
         for (int i = 0; i < taps; ++i) {
@@ -346,7 +365,7 @@ struct Block {
     const int32_t last = high - 1;
 #pragma omp simd simdlen(kLanes)
     for (int u = 0; u < to; ++u) {
-      const uint32_t y = uint32_t(k[1][u]) * columns + uint32_t(k[0][u]);
+      const uint32_t x = uint32_t(taps > 2 && k[0][u] < 0 ? 0 : k[0][u]), y = uint32_t(k[1][u]) * columns + x;
       const auto own = [&](int32_t k) {
         const int32_t minus = k >> 31;  // -1 or 0: selects would be made masks, one of another
         int32_t plane = (k ^ minus) - minus;
@@ -358,7 +377,7 @@ struct Block {
       if (V == 2) {
         for (int i = 0; i < taps; ++i) {
           const int32_t at = own(k[1][u] + i);
-          offset[i % lines][u] = int32_t(uint32_t(at) * columns + uint32_t(k[0][u]) + (at < 0 ? plane : 0));
+          offset[i % lines][u] = int32_t(uint32_t(at) * columns + x + (at < 0 ? plane : 0));
         }
       } else {
         for (int i = 0; i < taps; ++i) line[i] = y + uint32_t(i) * columns + (k[1][u] + i < 0 ? plane : 0);
@@ -377,29 +396,33 @@ struct Block {
       for (const auto& line : offset) LEVEL::prefetch(volume + numbers * int64_t(line[u]));
   }
 
-  // Of a sample at the edge: calls visit(y, z, line, mates) for lines of taps along x, of which the first few, `mirrored`,
-  // are stored at mates - x, and the others at line + x.
-  template <class Visit>
-  void each_line_at_edge(const Volume<Interpolation, T, V>& volume, int u, const Visit& visit) const {
+  // Where the taps of a sample at the edge are stored; the first few along x, `mirrored`, as their mates.
+  struct Edge {
+    const Block& block;
+    const int u, mirrored;
     int64_t mate[V][taps];
-    int64_t stride = volume.columns;
-    for (int a = 1; a < V; ++a) {
-      for (int i = 0; i < taps; ++i) {
-        const int64_t f = k[a][u] + i;
-        mate[a][i] = (f > 0 ? volume.grid.shape[a] - f : -f) * stride;
-      }
-      stride *= volume.grid.shape[a];
-    }
-    for (int z = 0; z < (V == 3 ? taps : 1); ++z)
-      for (int y = 0; y < taps; ++y)
-        visit(y, z, int64_t(offset[(z * taps + y) % lines][u]),
-              mate[1][y] + (V == 3 ? mate[V - 1][z] : 0) - k[0][u]);
-  }
 
-  int mirrored(int u) const {
-    if (taps == 2) return 1;  // x = 0 of a mirrored sample is all there can be
-    return (sign[u] < 0 ? 1 : 0) - k[0][u];
-  }
+    Edge(const Block& block, const Volume<Interpolation, T, V>& volume, int u)
+        : block(block),
+          u(u),
+          // x = 0 of a mirrored sample is stored as it is.
+          mirrored(taps == 2 ? 1 : (block.sign[u] < 0 ? 1 : 0) - block.k[0][u]) {
+      int64_t stride = volume.columns;
+      for (int a = 1; a < V; ++a) {
+        for (int i = 0; i < taps; ++i) {
+          const int64_t f = block.k[a][u] + i;
+          mate[a][i] = (f > 0 ? volume.grid.shape[a] - f : -f) * stride;
+        }
+        stride *= volume.grid.shape[a];
+      }
+    }
+
+    int64_t entry(int x, int y, int z) const {
+      const int64_t k = block.k[0][u];
+      if (x < mirrored) return mate[1][y] + (V == 3 ? mate[V - 1][z] : 0) - k - x;
+      return int64_t(block.offset[(z * taps + y) % lines][u]) + (k < 0 ? k : 0) + x;
+    }
+  };
 };
 
 }  // namespace LEVEL

@@ -172,28 +172,29 @@ struct Writer {
   // This and the next are apart, so that there is one copy, and all owners round alike.
   TORCH_PROJECTORS_APART void at_edge(const Block<Interpolation, T, V>& b, int u, const T* value, T weight) const {
     using N = Pack<T, numbers>;
-    const int mirrored = b.mirrored(u);
+    const typename Block<Interpolation, T, V>::Edge edge(b, entries, u);
     T sizes[taps];
     N values[taps];
     for (int x = 0; x < taps; ++x) {
       const T w = torch_projectors::weight<Interpolation>(x, b.t[0][u]);
       sizes[x] = tap_size(w) * weight;
       values[x] = load<N>(value) * tap_weight(w);
-      if (!real && x < mirrored) values[x][numbers - 1] = -values[x][numbers - 1];
+      if (!real && x < edge.mirrored) values[x][numbers - 1] = -values[x][numbers - 1];
     }
-    b.each_line_at_edge(entries, u, [&](int y, int z, int64_t line, int64_t mates) {
-      const int slow = V == 3 ? z : y;
+    for (int slow = 0; slow < taps; ++slow) {
       const int64_t plane = magnitude(b.k[V - 1][u] + slow);  // and that of mates
-      if (plane < low || plane >= high) return;
-      const T w[] = {b.weight[V - 1][slow][u], V == 3 ? b.weight[1][y][u] : T(1)};
-      const T product = tap_weight(w[0]) * tap_weight(w[1]), size = tap_size(w[0]) * tap_size(w[1]);
-      for (int x = 0; x < taps; ++x) {
-        const int64_t entry = x < mirrored ? mates - x : line + x;
-        T* to = volume + entry * numbers;
-        store(to, load<N>(to) + rounded<N>(values[x] * product));
-        if (weights != nullptr) weights[entry] += rounded(sizes[x] * size);
+      if (plane < low || plane >= high) continue;
+      for (int line = 0; line < (V == 3 ? taps : 1); ++line) {
+        const T w[] = {b.weight[V - 1][slow][u], V == 3 ? b.weight[1][line][u] : T(1)};
+        const T product = tap_weight(w[0]) * tap_weight(w[1]), size = tap_size(w[0]) * tap_size(w[1]);
+        for (int x = 0; x < taps; ++x) {
+          const int64_t entry = V == 3 ? edge.entry(x, line, slow) : edge.entry(x, slow, 0);
+          T* to = volume + entry * numbers;
+          store(to, load<N>(to) + rounded<N>(values[x] * product));
+          if (weights != nullptr) weights[entry] += rounded(sizes[x] * size);
+        }
       }
-    });
+    }
   }
 
   bool own(int64_t at) const { return (at >= begin[0] && at < end[0]) || (at >= begin[1] && at < end[1]); }
