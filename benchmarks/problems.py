@@ -160,7 +160,7 @@ def kernel_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any
     from torch_projectors_cpu import library
 
     a, asked, inserted = arrays, question(problem, arrays), question(problem, arrays)
-    inserted.pairs_once = 1
+    inserted.pairs_once = inserted.mates = 1
     images, volume, weight_volume = (torch.empty_like(x) for x in (a.images, a.volume, a.volume.real))
     return {
         "forward": lambda: library.call("forward_project", asked, a.volume.data_ptr(), images.data_ptr()),

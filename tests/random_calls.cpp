@@ -477,6 +477,19 @@ class Trial {
       return torch_projectors_cpu_backward_project(&q, images, weights, to[0], to[1]);
     };
     const Arrays volumes = results("backward_project with weights", {volumes_, volumes_.of_reals()}, backward);
+    const auto complete = [&](const Problem& q, const Pointers& to) {
+      Problem completed = q;
+      completed.mates = 1;
+      return backward(completed, to);
+    };
+    const auto complete_later = [&](Problem& q, const Pointers& to) {
+      for (size_t i = 0; i < 2; ++i)
+        volumes[i].layout.each([&](int64_t, int64_t, int64_t, int64_t at) { to[i][at] = volumes[i].data[at]; });
+      return torch_projectors_cpu_add_mates(&q, to[0], to[1]);
+    };
+    const Arrays done = results("backward_project with mates", {volumes_, volumes_.of_reals()}, complete);
+    const Arrays same = once("add_mates", {volumes_, volumes_.of_reals()}, How::threads, complete_later);
+    for (size_t i = 0; i < 2; ++i) check_same("backward_project", "with mates", done[i], same[i]);
     if (!finite_) return;
     const Array<T> v = input(volumes_.of_reals(), [&](int64_t) { return double(random_.between(-1, 1)); });
     const auto forward = [&](Problem& q, const Pointers& to) {

@@ -394,6 +394,7 @@ def test_the_call_that_is_spoilt_below_is_valid(function):
 
 def refused(function, changes, error, words):
     arguments = VALID[function]()
+    function(**arguments)  # what was valid is remembered, and must not be taken for what is not
     for name, change in changes.items():
         arguments[name] = change(arguments[name])
     with pytest.raises(error) as caught:
@@ -412,6 +413,17 @@ def test_forward_project_says_what_it_expected_and_what_came(changes, error, wor
 @pytest.mark.parametrize(("changes", "error", "words"), BAD_BACKWARD)
 def test_backward_project_says_what_it_expected_and_what_came(changes, error, words):
     refused(backward_project, changes, error, words)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"oversampling": True}, {"output_shape": (8.0, 8)}, {"output_shape": [8, 8.5]}]
+)
+def test_equal_numbers_of_other_types_are_not_taken_for_those_of_calls_before(changes):
+    volume, rotations = spectrum(8, 8, 5), torch.eye(3)[None]
+    forward_project(volume, rotations, output_shape=(8, 8), oversampling=1)
+    forward_project(volume, rotations, output_shape=[8, 8], oversampling=1.0)
+    with pytest.raises((TypeError, ValueError), match="expected"):
+        forward_project(volume, rotations, **changes)
 
 
 # --- Inputs ---

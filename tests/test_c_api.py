@@ -276,6 +276,25 @@ def test_projections_are_added_to_what_volumes_hold():
     run(program)
 
 
+def test_an_insertion_may_be_completed_by_mates_at_once():
+    """As by add_mates after it, also where there are no images."""
+    program = """
+    q = problem((6, 5, 8), (8, 8), poses(1, 7, 3), pairs_once=1)
+    images, weights = normal(1, 7, 8, 5), abs(normal(1, 7, 8, 5))
+    before = normal(1, 6, 5, 5), abs(normal(1, 6, 5, 5))
+    for add in (0, 1):
+        for count in (7, 0):
+            q.add, q.poses, q.mates = add, count, 0
+            expected, actual = ([x.copy() for x in before] for _ in range(2))
+            ok("backward_project", q, images, weights, *expected)
+            ok("add_mates", q, *expected)
+            q.mates = 1
+            ok("backward_project", q, images, weights, *actual)
+            assert all(np.array_equal(a, e) for a, e in zip(actual, expected)), (add, count)
+    """
+    run(program)
+
+
 def test_a_runner_that_leaves_work_undone_is_an_error():
     program = """
     Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -310,6 +329,7 @@ INVALID = {
     "oversampling=np.inf": "oversampling: expected",
     "cutoff=-1": "cutoff: expected a number >= 0, got -1",
     "add=2": "add: expected 0 or 1, got 2",
+    "mates=-1": "mates: expected 0 or 1, got -1",
     "pairs_once=2": "pairs_once: expected 0 or 1, got 2",
     "cutoff=np.nan": "cutoff: expected",
     "batch=-1": "batch: expected a number >= 0, got -1",

@@ -79,11 +79,10 @@ def outputs(case: Case) -> list[Tensor]:
     volume, real_volume, images, weights, rotations, shifts = arguments(case)
     bare, tail = torch.ops.torch_projectors, case.geometry
     need = (True, True, True, True)
-    inserted = bare.backward_project(images, weights, rotations, shifts, *tail)
-    bare.add_mates_(*inserted, case.geometry.volume_shape)
     return [
         bare.forward_project(volume, rotations, shifts, *tail),
-        *inserted,
+        *bare.backward_project(images, weights, rotations, shifts, *tail),
+        *bare.insert_projections(images, weights, rotations, shifts, *tail),
         *bare.project_gradients(volume, images, rotations, shifts, *tail, *need),
         bare.forward_project(real_volume, rotations, None, *tail),
         *bare.backward_project(weights, weights, rotations, None, *tail),

@@ -1,8 +1,13 @@
-"""The ops that change volumes in place: projections added to them, and the mates that complete an insertion."""
+"""The ops for what nothing differentiates: projections added to volumes in place, and the mates that complete an
+insertion, by themselves or at once with it.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -94,6 +99,50 @@ def test_insertion_is_the_same_whether_or_not_it_is_differentiated(weighted: boo
     recorded = tp.backward_project(images.clone().requires_grad_(), rotations, **options)
     for a, b in zip(*[x if weighted else (x,) for x in (plain, recorded)]):
         assert torch.equal(a, b.detach())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_an_insertion_is_the_transpose_and_its_mates(case: Case, weighted: bool, backend: str) -> None:
+    inputs = case.inputs(torch.complex64)
+    arguments = inputs.images, inputs.weights if weighted else None, inputs.rotations, inputs.shifts
+    bare = ops.selected(inputs.images.device).bare
+    expected = bare.backward_project(*arguments, *case.geometry)
+    bare.add_mates_(*expected, case.geometry.volume_shape)
+    inserted = bare.insert_projections(*arguments, *case.geometry)
+    assert expected[1].shape == inserted[1].shape
+    assert torch.equal(expected[0], inserted[0]) and torch.equal(expected[1], inserted[1])
+
+
+def test_a_backend_that_has_only_the_transpose_has_insertions_by_it() -> None:
+    program = """
+import torch
+import torch_projectors as tp
+
+calls = []
+
+def backward_project(images, weights, *rest):
+    calls.append(images.shape)
+    return torch.ops.torch_projectors_reference.backward_project(images, weights, *rest)
+
+library = torch.library.Library("torch_projectors", "IMPL")
+library.impl("backward_project", backward_project, "CPU")
+images, weights, rotations = torch.randn(3, 8, 5, dtype=torch.complex64), torch.rand(3, 8, 5), tp.rotations.random(3)
+inserted = tp.backward_project(images, rotations, weights=weights)
+assert calls == [(1, 3, 8, 5)]
+tail = (8, 8, 8), (8, 8), 1, 1.0, 4.0, True
+sums = [torch.zeros_like(x)[None] for x in inserted]
+torch.ops.torch_projectors.add_projections_(*sums, images[None], weights[None], rotations[None], None, *tail)
+torch.ops.torch_projectors.add_mates_(*sums, (8, 8, 8))
+assert len(calls) == 2
+with tp.use_backend("reference"):
+    expected = tp.backward_project(images, rotations, weights=weights)
+for x, y, z in zip(inserted, sums, expected):
+    torch.testing.assert_close(x, z)
+    torch.testing.assert_close(y[0], z)
+"""
+    environment = {**os.environ, "TORCH_PROJECTORS_DISABLE": "cpu"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -349,8 +349,8 @@ def test_ops_get_contiguous_tensors_of_one_precision_whatever_is_done(case):
                 dims = tuple(1 if j == i else None for j in every)
                 mixed = [s if j == i else x for j, (s, x) in enumerate(zip(stacked, args))]
                 torch.func.vmap(torch.func.grad(loss, every), dims)(*mixed)
-        # What completes an insertion in place is for calls that nothing differentiates.
-        of_function = {"add_mates_"} if function.__name__ == "backward" else set()
+        # An insertion of its own is for calls that nothing differentiates.
+        of_function = {"insert_projections"} if function.__name__ == "backward" else set()
         assert contract.seen == {f"{NAMESPACE}::{name}" for name in {*FUNCTIONS, *of_function}}
 
 

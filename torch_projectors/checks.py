@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import reprlib
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
@@ -29,6 +30,36 @@ def shown(x: Any) -> str:
         if isinstance(x, Tensor)
         else f"{type(x).__name__} {reprlib.repr(x)}"
     )
+
+
+def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
+    """A check of arguments that looks at no values of tensors, made once for all that look the same."""
+    results: dict[Any, Any] = {}
+
+    @functools.wraps(check)
+    def run(*arguments: Any) -> Any:
+        if ops.tracing():  # sizes are symbols
+            return check(*arguments)
+        try:
+            look = tuple(map(_look, arguments))
+            result = results.get(look)
+        except TypeError:  # such as of a list, which may change
+            return check(*arguments)
+        if result is None:
+            result = check(*arguments)
+            if len(results) >= 1000:
+                results.clear()
+            results[look] = result
+        return result
+
+    return run
+
+
+def _look(x: Any) -> Any:
+    # With types, for 1 == 1.0 == True.
+    if isinstance(x, Tensor):
+        return x.shape, x.dtype, x.device
+    return tuple(map(_look, x)) if type(x) is tuple else (type(x), x)
 
 
 def check_tensor(name: str, x: Any, dtypes: tuple[torch.dtype, ...], hint: str = "") -> None:
@@ -117,8 +148,11 @@ def check_weights(
             f"{name}: expected the shape of {data_name}, {tuple(projections.shape)}, got {tuple(weights.shape)}"
         )
     check_device(name, weights, projections.device)
-    if weights.numel() and _readable(weights):
-        smallest = _plain(weights).min().item()
+
+
+def check_not_negative(name: str, x: Optional[Tensor]) -> None:
+    if x is not None and x.numel() and _readable(x):
+        smallest = _plain(x).min().item()
         if not smallest >= 0:
             raise ValueError(f"{name}: expected values >= 0, got {smallest}")
 

@@ -16,6 +16,7 @@ from .checks import (
     check_finite,
     check_gradient,
     check_interpolation,
+    check_not_negative,
     check_oversampling,
     check_rank,
     check_real_shape,
@@ -25,6 +26,7 @@ from .checks import (
     check_spectrum,
     check_weights,
     real_dtype,
+    remembered,
 )
 from .geometry import Geometry
 
@@ -68,6 +70,36 @@ def forward_project(
     Returns:
         The projections, `[..., P, (D,) H, W//2+1]` of the output, of the reconstruction's dtype.
     """
+    geometry, friedel, single = _forward_call(
+        reconstruction,
+        rotations,
+        shifts,
+        output_shape,
+        interpolation,
+        oversampling,
+        fourier_radius_cutoff,
+        reconstruction_shape,
+        gradient,
+    )
+    rotations, shifts = _pose(rotations, shifts, single, reconstruction)
+    project = partial(ops.selected(reconstruction.device).forward_project, geometry=geometry, friedel=friedel)
+    images = fold_forward(project, reconstruction, rotations, shifts, len(geometry.volume_shape))
+    return images.squeeze(-1 - len(geometry.image_shape)) if single else images
+
+
+@remembered
+def _forward_call(
+    reconstruction: Tensor,
+    rotations: Tensor,
+    shifts: Optional[Tensor],
+    output_shape: Optional[Sequence[int]],
+    interpolation: str,
+    oversampling: float,
+    fourier_radius_cutoff: Optional[float],
+    reconstruction_shape: Optional[Sequence[int]],
+    gradient: str,
+) -> tuple[Geometry, bool, bool]:
+    """What `forward_project` makes of its arguments: also whether gradients are of half spectra, and of one pose."""
     check_spectrum("reconstruction", reconstruction)
     dims = check_rotations(rotations, reconstruction.device)
     check_rank("reconstruction", reconstruction, dims, dims)
@@ -95,10 +127,7 @@ def forward_project(
         # No dimension of the reconstruction pairs with P.
         ("reconstruction", None if single else (*reconstruction.shape[:-dims], 1)),
     )
-    rotations, shifts = _pose(rotations, shifts, single, reconstruction)
-    project = partial(ops.selected(reconstruction.device).forward_project, geometry=geometry, friedel=friedel)
-    images = fold_forward(project, reconstruction, rotations, shifts, dims)
-    return images.squeeze(-1 - len(image_shape)) if single else images
+    return geometry, friedel, single
 
 
 def backward_project(
@@ -136,6 +165,43 @@ def backward_project(
     Returns:
         The reconstruction `[..., (D,) H, W//2+1]`; with weights also their sum, real, of the same shape.
     """
+    geometry, friedel, single = _backward_call(
+        projections,
+        rotations,
+        shifts,
+        reconstruction_shape,
+        interpolation,
+        oversampling,
+        fourier_radius_cutoff,
+        weights,
+        projection_shape,
+        gradient,
+    )
+    check_not_negative("weights", weights)
+    rotations, shifts = _pose(rotations, shifts, single, projections)
+    image_dims = len(geometry.image_shape)
+    if single:
+        projections = projections.unsqueeze(-1 - image_dims)
+        weights = None if weights is None else weights.unsqueeze(-1 - image_dims)
+    insert = partial(ops.selected(projections.device).insert_projections, geometry=geometry, friedel=friedel)
+    volume, weight_volume = fold_backward(insert, projections, weights, rotations, shifts, image_dims)
+    return volume if weights is None else (volume, weight_volume)
+
+
+@remembered
+def _backward_call(
+    projections: Tensor,
+    rotations: Tensor,
+    shifts: Optional[Tensor],
+    reconstruction_shape: Optional[Sequence[int]],
+    interpolation: str,
+    oversampling: float,
+    fourier_radius_cutoff: Optional[float],
+    weights: Optional[Tensor],
+    projection_shape: Optional[Sequence[int]],
+    gradient: str,
+) -> tuple[Geometry, bool, bool]:
+    """What `backward_project` makes of its arguments, as `_forward_call` does."""
     check_spectrum("projections", projections)
     dims = check_rotations(rotations, projections.device)
     if projection_shape is not None:
@@ -170,19 +236,7 @@ def backward_project(
         ("projections", projections.shape[:-image_dims]),
         hint="; projections that are volumes need projection_shape=(D, H, W)" if volumes else "",
     )
-    rotations, shifts = _pose(rotations, shifts, single, projections)
-    if single:
-        projections = projections.unsqueeze(-1 - image_dims)
-        weights = None if weights is None else weights.unsqueeze(-1 - image_dims)
-    operators = ops.selected(projections.device)
-
-    def insert(*arguments: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-        return operators.add_mates(
-            *operators.backward_project(*arguments, geometry=geometry, friedel=friedel), volume_shape
-        )
-
-    volume, weight_volume = fold_backward(insert, projections, weights, rotations, shifts, image_dims)
-    return volume if weights is None else (volume, weight_volume)
+    return geometry, friedel, single
 
 
 def _pose(

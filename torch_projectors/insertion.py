@@ -101,7 +101,7 @@ class Insertion:
         if not self._complete:
             if not last:
                 data, weight = data.clone(), weight.clone()
-            ops.selected(data.device).add_mates(data[None], weight[None], self.volume_shape)
+            ops.selected(data.device).add_mates_(data[None], weight[None], self.volume_shape)
             self._complete = last
         return realspace.reconstruct(
             data,

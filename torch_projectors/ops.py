@@ -19,9 +19,10 @@ Canonical arguments, contiguous and of one precision:
 
 Outputs that were not asked for are empty.
 
-Two more change volumes in place, where nothing is differentiated. `add_projections_` adds what `backward_project` gives
-to a volume and to its weights, which are left alone without weights. `add_mates_` completes an insertion:
-`spectrum.with_mates_` of a volume and of its weights, which may be empty.
+Three more are for where nothing is differentiated. `add_projections_` adds what `backward_project` gives to a volume
+and to its weights, which are left alone without weights. `add_mates_` completes an insertion in place:
+`spectrum.with_mates_` of a volume and of its weights, which may be empty. `insert_projections` is `backward_project`,
+completed so.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ SCHEMAS = {
     "add_projections_": (
         "(Tensor(a!) volume, Tensor(b!) weight_volume, Tensor images, Tensor? weights, Tensor rotations, "
         f"Tensor? shifts, {_GEOMETRY}) -> ()"
+    ),
+    "insert_projections": (
+        f"(Tensor images, Tensor? weights, Tensor rotations, Tensor? shifts, {_GEOMETRY}) -> (Tensor, Tensor)"
     ),
     "add_mates_": "(Tensor(a!) volume, Tensor(b!) weight_volume, SymInt[] volume_shape) -> ()",
 }
@@ -103,18 +107,10 @@ def _project_gradients(
     return reference.project_gradients(volume, images, rotations, shifts, Geometry(*geometry), *need)
 
 
-def _add_projections(
-    volume: Tensor,
-    weight_volume: Tensor,
-    images: Tensor,
-    weights: Optional[Tensor],
-    rotations: Tensor,
-    shifts: Optional[Tensor],
-    *geometry: Any,
-) -> None:
-    sums = reference.backward_project(images, weights, rotations, shifts, Geometry(*geometry))
+def _add_projections(bare: Any, volume: Tensor, weight_volume: Tensor, *arguments: Any) -> None:
+    sums = bare.backward_project(*arguments)
     volume += sums[0]
-    if weights is not None:
+    if sums[1].shape[1:]:
         weight_volume += sums[1]
 
 
@@ -126,6 +122,12 @@ def _add_mates(volume: Tensor, weight_volume: Tensor, volume_shape: Sequence[int
     with_mates_(volume, volume_shape)
     if weight_volume.shape[1:]:
         with_mates_(weight_volume, volume_shape)
+
+
+def _insert_projections(bare: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+    inserted = bare.backward_project(*arguments)
+    bare.add_mates_(*inserted, arguments[4])
+    return inserted
 
 
 def _add_mates_fake(volume: Tensor, weight_volume: Tensor, volume_shape: Sequence[int]) -> None:
@@ -163,9 +165,12 @@ KERNELS = {
     "forward_project": (_forward_project, _forward_project_fake),
     "backward_project": (_backward_project, _backward_project_fake),
     "project_gradients": (_project_gradients, _project_gradients_fake),
+    "insert_projections": (_insert_projections, _backward_project_fake),
     "add_projections_": (_add_projections, _add_projections_fake),
     "add_mates_": (_add_mates, _add_mates_fake),
 }
+# Made of others: by those of a backend that has none of its own.
+COMPOSED = ("insert_projections", "add_projections_")
 
 
 def _setup_bare(function: Any, ops: Operators, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -180,6 +185,8 @@ class Operators:
         self.bare = getattr(torch.ops, namespace)
         for name, schema in SCHEMAS.items():
             kernel, fake = KERNELS[name]
+            if name in COMPOSED:
+                kernel = partial(kernel, self.bare)
             # A C++ program may have defined the ops before Python was started in it.
             if not torch._C._jit_get_schemas_for_operator(f"{namespace}::{name}"):
                 self.library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -228,6 +235,24 @@ class Operators:
     ) -> tuple[Tensor, Tensor]:
         return self._call("backward_project", (images, weights, rotations, shifts), geometry, friedel)
 
+    def insert_projections(
+        self,
+        images: Tensor,
+        weights: Optional[Tensor],
+        rotations: Tensor,
+        shifts: Optional[Tensor],
+        geometry: Geometry,
+        friedel: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """`backward_project`, completed by mates."""
+        tensors = (images, weights, rotations, shifts)
+        if not tracing() and not _differentiated(tensors):
+            return self._undifferentiated("insert_projections", tensors, *geometry)
+        volume, weight_volume = self.backward_project(*tensors, geometry=geometry, friedel=friedel)
+        if weights is not None:
+            weight_volume = with_mates_(weight_volume, geometry.volume_shape)
+        return with_mates_(volume, geometry.volume_shape), weight_volume
+
     def add_projections_(
         self,
         volume: Tensor,
@@ -239,24 +264,12 @@ class Operators:
         geometry: Geometry,
     ) -> None:
         """`backward_project` added to volumes in place, without derivatives."""
-        tensors = (images, weights, rotations, shifts)
-        plain = [
-            x if x is None or _is_plain(x) else _plain(x)
-            for x in (t if t is None else t.detach() for t in tensors)
-        ]
-        with torch._C._AutoDispatchBelowAutograd():
-            self.overloads["add_projections_"](volume, weight_volume, *plain, *geometry)
+        tensors = [x if x is None else x.detach() for x in (images, weights, rotations, shifts)]
+        self._undifferentiated("add_projections_", (volume, weight_volume, *tensors), *geometry)
 
-    def add_mates(
-        self, volume: Tensor, weight_volume: Tensor, shape: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """`with_mates_` of both, changed in place in eager mode; of new tensors, which nothing else holds."""
-        if not tracing() and not _differentiated((volume, weight_volume)):
-            with torch._C._AutoDispatchBelowAutograd():
-                self.overloads["add_mates_"](volume, weight_volume, shape)
-            return volume, weight_volume
-        weighted = weight_volume.dim() > 1
-        return with_mates_(volume, shape), with_mates_(weight_volume, shape) if weighted else weight_volume
+    def add_mates_(self, volume: Tensor, weight_volume: Tensor, shape: tuple[int, ...]) -> None:
+        """`with_mates_` of both in place, without derivatives."""
+        self._undifferentiated("add_mates_", (volume, weight_volume), shape)
 
     def project_gradients(
         self,
@@ -292,14 +305,12 @@ class Operators:
     def _call(
         self, name: str, tensors: tuple[Optional[Tensor], ...], geometry: Geometry, friedel: bool, *need: bool
     ) -> Any:
-        traced = tracing()
-        plain = [x if x is None or (not traced and _is_plain(x)) else _plain(x) for x in tensors]
-        if not traced:
-            if _differentiated(plain):
-                return FUNCTIONS[name].apply(*plain, *geometry, *need, self, friedel)
-            # A third of the cost of a call in which autograd looks whether there is something to record.
-            with torch._C._AutoDispatchBelowAutograd():
-                return self.overloads[name](*plain, *geometry, *need)
+        if not tracing():
+            if not _differentiated(tensors):
+                return self._undifferentiated(name, tensors, *geometry, *need)
+            plain = [x if x is None or _is_plain(x) else _plain(x) for x in tensors]
+            return FUNCTIONS[name].apply(*plain, *geometry, *need, self, friedel)
+        plain = [x if x is None else _plain(x) for x in tensors]
         result = getattr(self.bare, name)(*plain, *geometry, *need)
         if not friedel:
             return result
@@ -307,6 +318,12 @@ class Operators:
             return CountPairsOnce.apply(result, geometry.image_shape[-1])
         width = geometry.volume_shape[-1]
         return tuple(CountPairsOnce.apply(x, width) if x.dim() > 1 else x for x in result)
+
+    def _undifferentiated(self, name: str, tensors: Iterable[Optional[Tensor]], *rest: Any) -> Any:
+        plain = [x if x is None or _is_plain(x) else _plain(x) for x in tensors]
+        # A third of the cost of a call in which autograd looks whether there is something to record.
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overloads[name](*plain, *rest)
 
 
 NATIVE = Operators(NAMESPACE, with_plugins=True)

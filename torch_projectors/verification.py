@@ -132,7 +132,8 @@ def _outputs(ops: Operators, inputs: Inputs, case: Case) -> list[Tensor]:
     of_weights = ops.bare.project_gradients(
         volume.abs(), weights, rotations, None, *tail, False, True, True, False
     )
-    outputs = [projected, inserted, weight_volume, *gradients, sampled_weights, *of_weights]
+    completed = ops.bare.insert_projections(images, weights, rotations, shifts, *tail)
+    outputs = [projected, inserted, weight_volume, *gradients, sampled_weights, *of_weights, *completed]
     return [x for x in outputs if x.numel()]
 
 

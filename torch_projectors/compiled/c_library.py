@@ -19,6 +19,7 @@ FIELDS = (
     ("volume_dims", c_int32),
     ("image_dims", c_int32),
     ("add", c_int32),
+    ("mates", c_int32),
     ("volume_shape", c_int64 * 3),
     ("image_shape", c_int64 * 3),
     ("oversampling", c_double),

@@ -23,7 +23,14 @@ _REAL = {
 }
 
 
-IN_PLACE = ("add_projections_", "add_mates_")
+NAMES = (
+    "forward_project",
+    "backward_project",
+    "project_gradients",
+    "insert_projections",
+    "add_projections_",
+    "add_mates_",
+)
 
 
 class Kernels:
@@ -50,7 +57,7 @@ class Kernels:
     def register(self) -> None:
         if self._registered is None:
             library = torch.library.Library("torch_projectors", "IMPL")
-            for name in ("forward_project", "backward_project", "project_gradients", *IN_PLACE):
+            for name in NAMES:
                 library.impl(name, getattr(self, name), self.device.upper())
             self._registered = library
 
@@ -63,13 +70,26 @@ class Kernels:
         self.call("forward_project", problem, volume.data_ptr(), images.data_ptr())
         return images
 
-    def backward_project(
-        self, images: Tensor, weights: Tensor | None, rotations: Tensor, shifts: Tensor | None, *geometry: Any
+    def backward_project(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return self._insert(0, *arguments)
+
+    def insert_projections(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return self._insert(1, *arguments)
+
+    def _insert(
+        self,
+        mates: int,
+        images: Tensor,
+        weights: Tensor | None,
+        rotations: Tensor,
+        shifts: Tensor | None,
+        *geometry: Any,
     ) -> tuple[Tensor, Tensor]:
         problem, volume_shape, image_shape = self._setting("images", images, rotations, shifts, *geometry)
         self._expect("images", images, images.device, images.dtype, image_shape)
         if weights is not None:
             self._expect("weights", weights, images.device, _REAL[images.dtype], image_shape)
+        problem.mates = mates
         volume = images.new_empty(volume_shape)
         weight_volume = rotations.new_empty(0 if weights is None else volume_shape)
         arrays = (images, weights, volume, None if weights is None else weight_volume)

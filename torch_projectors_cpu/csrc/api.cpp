@@ -212,6 +212,13 @@ struct CpuCall : Call<torch_projectors_problem, Problem, false> {
   void zero(void* data, const Layout& layout, bool of_reals) const {
     Call::zero(data, layout, of_reals, [](void* from, int64_t bytes) { std::memset(from, 0, size_t(bytes)); });
   }
+
+  void complete(void* volume, void* weight_volume) {
+    if (volumes.empty()) return;
+    // Cache misses.
+    team.work = double(problem.batch) * double(problem.volume_shape[1]) * double(problem.volume_shape[2]) * 10;
+    kernels().add_mates(problem, scalar, real, volume, weight_volume, parallel);
+  }
 };
 
 }  // namespace
@@ -236,10 +243,13 @@ int32_t torch_projectors_cpu_backward_project(const torch_projectors_problem* pr
     if (call.any) {
       kernels().backproject(call.problem, call.scalar, call.real, images, weights, volume, weight_volume,
                             call.parallel);
-    } else if (!call.problem.add) {
+      return;
+    }
+    if (!call.problem.add) {
       call.zero(volume, call.volumes, false);
       call.zero(weight_volume, call.volumes, true);
     }
+    if (call.problem.mates) call.complete(volume, weight_volume);
   });
 }
 
@@ -248,7 +258,6 @@ int32_t torch_projectors_cpu_project_gradients(const torch_projectors_problem* p
                                                void* grad_rotations, void* grad_shifts) {
   return guarded([&] {
     CpuCall call(problem);
-    call.problem.add = false;
     call.project_gradients(volume, images, grad_volume, grad_images, grad_rotations, grad_shifts);
     if (call.any) {
       const Kernels& k = kernels();
@@ -269,9 +278,7 @@ int32_t torch_projectors_cpu_add_mates(const torch_projectors_problem* problem, 
   return guarded([&] {
     CpuCall call(problem);
     call.add_mates(volume, weight_volume);
-    const Problem& q = call.problem;
-    call.team.work = double(q.batch) * double(q.volume_shape[1]) * double(q.volume_shape[2]) * 10;  // cache misses
-    if (!call.volumes.empty()) kernels().add_mates(q, call.scalar, call.real, volume, weight_volume, call.parallel);
+    call.complete(volume, weight_volume);
   });
 }
 

@@ -153,8 +153,9 @@ TORCH_PROJECTORS_WITHIN P folded(const P& x) {
 // Every other `many` numbers of a, from the first or from the next ones on, each followed by such of b.
 template <int many, bool odd, class P, std::size_t... lane>
 TORCH_PROJECTORS_WITHIN P halves(const P& a, const P& b, std::index_sequence<lane...>) {
+  constexpr std::size_t group = 2 * many, of_b = sizeof...(lane);
   return __builtin_shufflevector(
-      a, b, int(lane % (2 * many) / many * sizeof...(lane) + lane / (2 * many) * (2 * many) + odd * many + lane % many)...);
+      a, b, int(lane % group / many * of_b + lane / group * group + odd * many + lane % many)...);
 }
 
 // As numbers of 8 bytes where that can be: compilers know more instructions for them.

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "gather.h"
+#include "mates.h"
 
 namespace torch_projectors {
 namespace LEVEL {
@@ -306,9 +307,10 @@ class Shares {
     return first < to;
   }
 
-  // Calls add(batch, low, high, pose) for what is left of the job at each of its images, after start(job).
-  template <class Start, class Add>
-  void work(int64_t share, const Job& job, const Start& start, const Add& add) {
+  // Calls add(batch, low, high, pose) for what is left of the job at each of its images, after start(job), and at last
+  // end(what is left of it).
+  template <class Start, class Add, class End>
+  void work(int64_t share, const Job& job, const Start& start, const Add& add, const End& end) {
     Share& mine = shares_[size_t(share)];
     {
       const std::lock_guard<std::mutex> lock(mine.mutex);
@@ -326,9 +328,14 @@ class Shares {
       }
       add(left.batch, left.low, left.high, p);
     }
-    const std::lock_guard<std::mutex> lock(mine.mutex);
-    mine.at.store(poses_, std::memory_order_release);
-    mine.open = false;
+    Job left;
+    {
+      const std::lock_guard<std::mutex> lock(mine.mutex);
+      mine.at.store(poses_, std::memory_order_release);
+      mine.open = false;
+      left = mine.job;
+    }
+    end(left);
   }
 
   // Half of what another thread has left, once that has added all that comes before. It may be at its next job by then,
@@ -392,6 +399,11 @@ class Inserter {
         far_(is_far(entries.grid, sizeof(T) * (numbers + (weights == nullptr ? 0 : 1)))) {}
 
   void clear(const Job& job) const { writer(job.batch, job.low, job.high).clear(); }
+
+  void add_mates(const Job& job) const {
+    add_mates_between<T, V, numbers>(entries_.grid, job.low, job.high, volumes_, weight_volumes_,
+                                     job.batch * q_.volume_stride);
+  }
 
   void add(int64_t batch, int64_t low, int64_t high, int64_t pose) {
     Writer<Interpolation, T, V, real> to = writer(batch, low, high);
@@ -512,6 +524,9 @@ void backproject(const Problem& q, const void* images, const void* weights, void
     };
     const auto nothing = [](const Job&) {};
     const auto add = [&](int64_t b, int64_t low, int64_t high, int64_t pose) { inserter.add(b, low, high, pose); };
+    const auto complete = [&](const Job& job) {
+      if (q.mates) inserter.add_mates(job);
+    };
     const bool alone = to - from == kSlabs;
     const Limits limits = alone ? Limits{} : slabs(inserter.view, q.poses, n);
     const auto work = [&](int64_t begin, int64_t end) {
@@ -519,12 +534,12 @@ void backproject(const Problem& q, const void* images, const void* weights, void
           (end - begin) * plane_bytes <= kCachedRange ? end - begin : std::max<int64_t>(1, kSlabBytes / plane_bytes);
       for (int64_t b = 0; b < q.batch; ++b)
         for (int64_t low = begin; low < end; low += step)
-          shares.work(from, {b, low, std::min(low + step, end), 0}, clear, add);
+          shares.work(from, {b, low, std::min(low + step, end), 0}, clear, add, complete);
     };
     if (alone) return work(0, n / 2 + 1);
     for (int64_t first, last; shares.begin(from, to, first, last) || shares.begin(0, kSlabs, first, last);)
       work(limits[size_t(first)], limits[size_t(last)]);
-    for (Job job; shares.take(limits, job);) shares.work(from, job, nothing, add);
+    for (Job job; shares.take(limits, job);) shares.work(from, job, nothing, add, complete);
   });
 }
 

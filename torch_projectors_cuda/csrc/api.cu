@@ -125,8 +125,15 @@ struct CudaCall : Call<torch_projectors_cuda_problem, Problem, true> {
     return times(times(times(problem.batch, problem.poses), parts_of_image(problem)), sums * number_size);
   }
 
-  // Images added to volumes: a tile of poses after the other, if there are many.
+  // Images added to volumes, and the mates of all.
   void insert(const void* images, const void* weights, void* volume, void* weight_volume, bool by_bricks = false) {
+    add_images(images, weights, volume, weight_volume, by_bricks);
+    if (problem.mates) kernels(scalar).add_mates(problem, real, volume, weight_volume);
+  }
+
+ private:
+  // A tile of poses after the other, if there are many.
+  void add_images(const void* images, const void* weights, void* volume, void* weight_volume, bool by_bricks) {
     const Kernels k = kernels(scalar);
     const auto backproject = by_bricks ? k.backproject_bricks : k.backproject;
     if (!problem.add) {
@@ -194,7 +201,6 @@ int32_t torch_projectors_cuda_project_gradients(const torch_projectors_cuda_prob
                                                 void* grad_rotations, void* grad_shifts) {
   return guarded([&] {
     CudaCall call(problem);
-    call.problem.add = false;
     call.project_gradients(volume, images, grad_volume, grad_images, grad_rotations, grad_shifts);
     if (call.volumes.empty() && call.grad_rotations.empty() && call.grad_shifts.empty()) return;
     const OnDevice device(problem->device);

@@ -55,6 +55,7 @@ typedef struct {
   int32_t interpolation;
   int32_t volume_dims, image_dims; /* 2 and 2, 3 and 2, or 3 and 3 */
   int32_t add; /* 1: backward_project adds to what the volumes hold, which have to be there; 0: it overwrites them */
+  int32_t mates; /* 1: backward_project is followed by add_mates, for less than both take */
   int64_t volume_shape[3], image_shape[3]; /* the first volume_dims, image_dims of them */
   double oversampling; /* a sample lies at oversampling * matrix * frequency */
   double cutoff;       /* images are 0 beyond this frequency; may be infinite */

@@ -130,6 +130,7 @@ struct Call {
     if (q->real != 0 && q->real != 1) refuse("real: expected 0 or 1, got %d", int(q->real));
     if (q->pairs_once != 0 && q->pairs_once != 1) refuse("pairs_once: expected 0 or 1, got %d", int(q->pairs_once));
     if (q->add != 0 && q->add != 1) refuse("add: expected 0 or 1, got %d", int(q->add));
+    if (q->mates != 0 && q->mates != 1) refuse("mates: expected 0 or 1, got %d", int(q->mates));
     if (q->interpolation != Nearest::code && q->interpolation != Linear::code && q->interpolation != Cubic::code)
       refuse("interpolation: expected 0 (nearest), 1 (linear) or 3 (cubic), got %d", int(q->interpolation));
     const int v = q->volume_dims, i = q->image_dims;
@@ -149,6 +150,7 @@ struct Call {
     problem.cutoff = q->cutoff;
     problem.pairs_once = q->pairs_once == 1;
     problem.add = q->add == 1;
+    problem.mates = q->mates == 1;
     problem.batch = q->batch;
     problem.poses = q->poses;
     problem.rotations = q->rotations;
@@ -202,6 +204,7 @@ struct Call {
 
   void project_gradients(const void* volume, const void* image, const void* grad_volume, const void* grad_images,
                          const void* of_rotations, const void* of_shifts) {
+    problem.add = problem.mates = false;
     poses();
     const bool reads_volume = grad_images != nullptr || of_rotations != nullptr || of_shifts != nullptr;
     if (of_shifts != nullptr && problem.shifts == nullptr)

@@ -14,6 +14,7 @@ struct Operation {
   double oversampling, cutoff;
   bool pairs_once;  // images count each Friedel pair once: entries of columns that hold both of its members count half
   bool add;         // the transpose is added to what volumes hold, which otherwise are overwritten
+  bool mates;       // and what volumes hold then is completed by mates
   int64_t batch, poses;
   const void* rotations;
   const void* shifts;  // or null

@@ -362,6 +362,8 @@ struct Ops {
     stack[0] = images.release();
   }
 
+  // Boxed kernels are functions without a closure.
+  template <bool mates>
   static void backward_project(StableValue* stack, uint64_t, uint64_t) {
     Arguments arguments(stack);
     const Tensor images = arguments.tensor(), weights = arguments.optional_tensor(), rotations = arguments.tensor(),
@@ -371,6 +373,7 @@ struct Ops {
     Setting s("images", images, rotations, shifts, geometry);
     expect("images", images, s.device, s.dtype.code, s.image_size);
     if (weights) expect("weights", weights, s.device, s.dtype.real_code, s.image_size);
+    s.problem.mates = mates ? 1 : 0;
     Tensor volume = empty(s.volume_size, s.dtype.code, s.device);
     Tensor weight_volume = empty(weights ? s.volume_size : Sizes{0}, s.dtype.real_code, s.device);
     const Tensor workspace = s.workspace(Backend::backward_workspace(s.problem, bool(weights)));
@@ -458,7 +461,11 @@ struct Ops {
         {"backward_project",
          "backward_project(Tensor images, Tensor? weights, Tensor rotations, Tensor? shifts, " GEOMETRY
          ") -> (Tensor, Tensor)",
-         backward_project},
+         backward_project<false>},
+        {"insert_projections",
+         "insert_projections(Tensor images, Tensor? weights, Tensor rotations, Tensor? shifts, " GEOMETRY
+         ") -> (Tensor, Tensor)",
+         backward_project<true>},
         {"project_gradients",
          "project_gradients(Tensor volume, Tensor images, Tensor rotations, Tensor? shifts, " GEOMETRY
          ", bool need_volume, bool need_images, bool need_rotations, bool need_shifts)"
