@@ -6,7 +6,7 @@ import copy
 import ctypes
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
@@ -155,12 +155,16 @@ def limits(problem: Problem, arrays: Arrays) -> dict[str, dict[str, Callable[[],
     return {name: {"forward": partial(gather, function)} for name, function in functions.items()}
 
 
-def kernel_calls(problem: Problem, arrays: Arrays) -> dict[str, Callable[[], Any]]:
+def kernel_calls(
+    problem: Problem, arrays: Arrays, threads: Optional[int] = None
+) -> dict[str, Callable[[], Any]]:
     """The kernels of the CPU backend through its C API, into outputs that are there already."""
     from torch_projectors_cpu import library
 
     a, asked, inserted = arrays, question(problem, arrays), question(problem, arrays)
     inserted.pairs_once = inserted.mates = 1
+    if threads is not None:
+        asked.threads = inserted.threads = threads
     images, volume, weight_volume = (torch.empty_like(x) for x in (a.images, a.volume, a.volume.real))
     return {
         "forward": lambda: library.call("forward_project", asked, a.volume.data_ptr(), images.data_ptr()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Callable
@@ -88,16 +89,37 @@ def on_threads(number: int, of: Calls) -> Calls:
     return {operation: partial(run, call) for operation, call in of.items()}
 
 
+def apart(pool: ThreadPoolExecutor, kernels: list[Calls]) -> Calls:
+    """All at once: each a call of one thread, with results of its own, that waits for no other."""
+
+    def run(operation: str) -> None:
+        for call in [pool.submit(kernel[operation]) for kernel in kernels]:
+            call.result()
+
+    return {operation: partial(run, operation) for operation in kernels[0]}
+
+
 def threads(run: Run) -> Iterator[Row]:
-    """One thread, and as many as PyTorch has been told to use."""
+    """One thread, and as many as PyTorch has been told to use; and what as many calls at once gain from their cores."""
     most = torch.get_num_threads()
+    pool = ThreadPoolExecutor(most)
     for box, poses in run.sizes.poses:
         problem = Problem("3-2", "linear", box, poses)
-        ours = calls(problem, run.arrays(problem))
+        arrays = run.arrays(problem)
+        ours = calls(problem, arrays)
+        kernels = [kernel_calls(problem, arrays, threads=1) for _ in range(most)]
         contestants = {str(n): on_threads(n, ours) for n in sorted({1, most})}
+        contestants |= {"kernel": kernels[0], "apart": apart(pool, kernels)}
         for operation, seconds in run.turns(f"threads, box {box}", contestants):
-            ratio = seconds["1"]["median"] / seconds[str(most)]["median"]
-            yield {**described(problem, operation), "seconds": seconds, "ratio": ratio}
+            medians = {name: s["median"] for name, s in seconds.items()}
+            row = {
+                **described(problem, operation),
+                "seconds": seconds,
+                "ratio": medians["1"] / medians[str(most)],
+            }
+            if "apart" in seconds:
+                row["apart"] = most * medians["kernel"] / medians["apart"]
+            yield row
     torch.set_num_threads(most)
 
 

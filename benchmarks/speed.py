@@ -54,12 +54,14 @@ def grouped(rows: Sequence[Row], *names: str) -> Iterator[tuple[tuple[Any, ...],
 
 
 def threads(rows: Sequence[Row]) -> Rows:
-    numbers = list(rows[0]["seconds"])
-    table = [[*PLACE, *["1 thread" if n == "1" else f"{n} threads" for n in numbers], "faster", "ns/pixel"]]
+    numbers = [name for name in rows[0]["seconds"] if name.isdigit()]
+    times = ["1 thread" if n == "1" else f"{n} threads" for n in numbers]
+    table = [[*PLACE, *times, "faster", "apart", "ns/pixel"]]
     for r in rows:
         ns = 1e9 * r["seconds"][numbers[-1]]["median"] / (r["poses"] * r["pixels"])
         times = [ms(r, r["seconds"][n]) for n in numbers]
-        table.append([*place(r), *times, f"{r['ratio']:.2f}", short(ns)])
+        alone = f"{r['apart']:.2f}" if "apart" in r else ""
+        table.append([*place(r), *times, f"{r['ratio']:.2f}", alone, short(ns)])
     return table
 
 

@@ -53,13 +53,13 @@ def fold_forward(
     Where only the poses have a leading dimension, it becomes poses of one volume; the others become the batch.
     Returns images [..., P, *grid of an image].
     """
-    leading = max(volume.dim() - grid, rotations.dim() - 3, 0 if shifts is None else shifts.dim() - 2)
-    if leading == 0 and (
-        shifts is None or shifts.shape[0] == rotations.shape[0]
+    if (volume.dim(), rotations.dim()) == (grid, 3) and (
+        shifts is None or (shifts.dim() == 2 and shifts.shape[0] == rotations.shape[0])
     ):  # as below, several times faster
         return project(
             volume.unsqueeze(0), rotations.unsqueeze(0), None if shifts is None else shifts.unsqueeze(0)
         ).squeeze(0)
+    leading = max(volume.dim() - grid, rotations.dim() - 3, 0 if shifts is None else shifts.dim() - 2)
     volume = _aligned(volume, grid, leading)
     rotations = _aligned(rotations, 3, leading)
     shifts = None if shifts is None else _aligned(shifts, 2, leading)
@@ -104,14 +104,23 @@ def fold_backward(
 
     Returns the volume and the weight volume, [..., *grid of a volume]; the latter is empty without weights.
     """
+    poses = rotations.shape[0]
+    if (
+        (images.dim(), rotations.dim()) == (grid + 1, 3)
+        and images.shape[0] == poses
+        and (weights is None or weights.shape == images.shape)
+        and (shifts is None or (shifts.dim() == 2 and shifts.shape[0] == poses))
+    ):  # as below, several times faster
+        volume, weight_volume = backproject(
+            images.unsqueeze(0),
+            None if weights is None else weights.unsqueeze(0),
+            rotations.unsqueeze(0),
+            None if shifts is None else shifts.unsqueeze(0),
+        )
+        return volume.squeeze(0), weight_volume if weights is None else weight_volume.squeeze(0)
     trailing = [grid + 1, grid + 1, 3, 2]
     tensors = [images, weights, rotations, shifts]
     leading = max(x.dim() - t for x, t in zip(tensors, trailing) if x is not None)
-    if (
-        leading == 0 and len({x.shape[0] for x in tensors if x is not None}) == 1
-    ):  # as below, several times faster
-        volume, weight_volume = backproject(*[None if x is None else x.unsqueeze(0) for x in tensors])
-        return volume.squeeze(0), weight_volume if weights is None else weight_volume.squeeze(0)
     tensors = [None if x is None else _aligned(x, t, leading) for x, t in zip(tensors, trailing)]
     *lead, poses = broadcast(*[x.shape[: leading + 1] for x in tensors if x is not None])
     batch = math.prod(lead)
