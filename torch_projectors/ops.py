@@ -236,20 +236,13 @@ class Operators:
         return self._call("backward_project", (images, weights, rotations, shifts), geometry, friedel)
 
     def insert_projections(
-        self,
-        images: Tensor,
-        weights: Optional[Tensor],
-        rotations: Tensor,
-        shifts: Optional[Tensor],
-        geometry: Geometry,
-        friedel: bool = False,
+        self, *tensors: Optional[Tensor], geometry: Geometry, friedel: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """`backward_project`, completed by mates."""
-        tensors = (images, weights, rotations, shifts)
+        """`backward_project` of the same tensors, completed by mates."""
         if not tracing() and not _differentiated(tensors):
             return self._undifferentiated("insert_projections", tensors, *geometry)
         volume, weight_volume = self.backward_project(*tensors, geometry=geometry, friedel=friedel)
-        if weights is not None:
+        if weight_volume.dim() > 1:
             weight_volume = with_mates_(weight_volume, geometry.volume_shape)
         return with_mates_(volume, geometry.volume_shape), weight_volume
 
