@@ -169,7 +169,7 @@ TORCH_PROJECTORS_WITHIN P halves(const P& a, const P& b) {
   }
 }
 
-// What a few packs, each of all taps of every so manieth sample, have of one tap: of all samples, in order.
+// Of packs that hold all taps of samples 0, n, 2 n, ..., of 1, n + 1, ... and so on: one tap of all samples, in order.
 template <int tap, class T, int numbers, int taps, class P>
 TORCH_PROJECTORS_WITHIN P column(const P (&packs)[taps]) {
   if constexpr (taps == 1) return packs[0];
