@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,7 @@ import torch
 
 from torch_projectors.spectrum import stored_shape
 
-from . import large, levels, memory
+from . import environments, large, memory
 from .problems import DTYPES, OPERATIONS, Arrays, Problem, calls, kernel_calls
 from .timing import interleaved
 
@@ -196,15 +196,26 @@ def _along(what: str, run: Run, problems: dict[str, Problem], contestants: dict[
             yield {"along": what, **described(p, operation), "seconds": seconds[name]}
 
 
-def by_level(run: Run) -> Iterator[Row]:
-    box, poses = run.sizes.level
-    arguments = {**run.settings, "box": box, "poses": poses}
-    found = levels.measure(run.sizes.levels, run.sizes.processes, arguments, run.progress)
-    for key, seconds in found.items():
-        name, operation = key.split()
-        problem = Problem("3-2", name, box, poses)
-        ratio = {level: seconds["baseline"]["median"] / t["median"] for level, t in seconds.items()}
+def in_environments(
+    run: Run, by_name: dict[str, dict[str, str]], problems: Sequence[Problem]
+) -> Iterator[Row]:
+    """And how much faster than in the first."""
+    found = environments.measure(by_name, problems, run.sizes.processes, run.settings, run.progress)
+    for (problem, operation), seconds in found.items():
+        first = seconds[next(iter(by_name))]["median"]
+        ratio = {name: first / t["median"] for name, t in seconds.items()}
         yield {**described(problem, operation), "seconds": seconds, "ratio": ratio}
+
+
+def by_level(run: Run) -> Iterator[Row]:
+    problems = [Problem("3-2", name, *run.sizes.level) for name in ("linear", "cubic")]
+    yield from in_environments(run, {name: {environments.LEVEL: name} for name in run.sizes.levels}, problems)
+
+
+def kept_memory(run: Run) -> Iterator[Row]:
+    """With memory for results from the system, and with what the process has kept of results before."""
+    problems = [Problem("3-2", "linear", box, poses) for box, poses in run.sizes.poses]
+    yield from in_environments(run, {"as it is": {}, "kept": environments.KEPT_MEMORY}, problems)
 
 
 def large_volume(run: Run) -> dict[str, Any]:
@@ -221,6 +232,7 @@ PARTS: dict[str, Callable[[Run], Any]] = {
     "memory": memory_by_poses,
     "scaling": scaling,
     "levels": by_level,
+    "kept": kept_memory,
     "large": large_volume,
 }
 

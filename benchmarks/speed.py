@@ -118,7 +118,7 @@ def scaling(rows: Sequence[Row]) -> Rows:
     return table
 
 
-def levels(rows: Sequence[Row]) -> Rows:
+def by_environment(rows: Sequence[Row]) -> Rows:
     names = list(rows[0]["seconds"])
     table = [["interpolation", *PLACE, *names, *[f"faster, {name}" for name in names[1:]]]]
     for r in rows:
@@ -163,7 +163,8 @@ TABLES: dict[str, tuple[str, str, Callable[[Any], Rows]]] = {
     "call": ("microseconds of a small call", "call", call),
     "memory": ("peak MB beyond inputs and outputs", "memory", memory),
     "scaling": ("ms by projection, along the box and along the poses", "scaling", scaling),
-    "levels": ("ms by projection, by level of vector instructions", "levels", levels),
+    "levels": ("ms by projection, by level of vector instructions", "levels", by_environment),
+    "kept": ("ms by projection, with memory that is kept", "kept", by_environment),
     "large": ("a large volume: ms by projection, and memory", "large", large),
     "checks": ("checks of a large volume", "large", checks),
 }
