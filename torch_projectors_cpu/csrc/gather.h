@@ -68,6 +68,7 @@ struct Reader {
   static constexpr int taps = Interpolation::taps, numbers = real ? 1 : 2;
   // Samples at once: as many as results fill a vector, of which a pack of as many bytes holds the taps of some.
   static constexpr int filling = kVector / int(numbers * sizeof(T)), many = real || filling < taps ? 1 : filling;
+  static_assert(many <= kLanes, "what lies beyond a row is read as far as it is located");
 
   Grid<V> grid;
   const T* volume;
