@@ -422,8 +422,9 @@ def test_equal_numbers_of_other_types_are_not_taken_for_those_of_calls_before(ch
     volume, rotations = spectrum(8, 8, 5), torch.eye(3)[None]
     forward_project(volume, rotations, output_shape=(8, 8), oversampling=1)
     forward_project(volume, rotations, output_shape=[8, 8], oversampling=1.0)
-    with pytest.raises((TypeError, ValueError), match="expected"):
+    with pytest.raises((TypeError, ValueError), match="expected") as caught:
         forward_project(volume, rotations, **changes)
+    assert caught.value.__context__ is None  # a list cannot be remembered, which is nothing to tell
 
 
 # --- Inputs ---

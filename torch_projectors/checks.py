@@ -44,12 +44,13 @@ def remembered(check: Callable[..., Any]) -> Callable[..., Any]:
             look = tuple(map(_look, arguments))
             result = results.get(look)
         except TypeError:  # such as of a list, which may change
-            return check(*arguments)
+            look = result = None
         if result is None:
             result = check(*arguments)
             if len(results) >= 1000:
                 results.clear()
-            results[look] = result
+            if look is not None:
+                results[look] = result
         return result
 
     return run
