@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -15,14 +16,14 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
 import torch
 from torch import Tensor
 
 import torch_projectors
-from torch_projectors import ops, plugins
+from torch_projectors import ops, plugins, verification
 from torch_projectors.cases import CASES, GEOMETRIES, Case
 from torch_projectors.geometry import INTERPOLATION_CODES
 
@@ -47,6 +48,19 @@ LARGE = [
         batch=2,
         poses=40 if image_dims == 2 else 4,
         shift_batch=2,
+    )
+    for dims, image_dims in GEOMETRIES
+    for interpolation in INTERPOLATION_CODES
+]
+
+# Their entries are asked for ahead; rows are longer than a block.
+FAR = [
+    Case(
+        "far",
+        (90, 90, 150) if dims == 3 else (1100, 1000),
+        (20, 26, 140)[-image_dims:],
+        interpolation,
+        cutoff=math.inf,
     )
     for dims, image_dims in GEOMETRIES
     for interpolation in INTERPOLATION_CODES
@@ -118,6 +132,13 @@ def test_it_serves_the_cpu_with_kernels_for_every_op():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"torch_projectors::{name}", "CPU")
 
 
+@pytest.mark.parametrize("case", FAR, ids=str)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_volumes_larger_than_caches_agree_with_the_reference(case, dtype):
+    result = verification._run("cpu", "cpu", dtype, case)
+    assert result.passed, result
+
+
 def test_every_case_agrees_with_the_reference_in_both_precisions():
     results = list(torch_projectors.verify(["cpu"]))
     assert len(results) == 2 * len(CASES)
@@ -152,27 +173,68 @@ def test_results_are_the_same_to_the_last_bit_for_any_number_of_threads(case, th
         assert identical(outputs(case), expected), f"{n} threads"
 
 
-@pytest.mark.parametrize("spoilt", ["images", "weights"])
-@pytest.mark.parametrize("case", [c for c in LARGE if c.interpolation != "nearest"], ids=str)
-def test_what_is_not_finite_stays_where_its_taps_are_for_any_number_of_threads(case, spoilt, threads):
-    _, _, images, weights, rotations, shifts = (None if x is None else x.clone() for x in arguments(case))
-    places = torch.randperm(images.numel(), generator=torch.Generator().manual_seed(0))[:60]
+def spoil(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x with so many entries that are not finite; with zeros there; with large numbers there."""
+    places = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))[:count]
+    spoilt, without, large = x.clone(), x.clone(), x.clone()
     for value, chosen in zip((torch.inf, -torch.inf, torch.nan), places.chunk(3)):
-        {"images": images, "weights": weights}[spoilt].view(-1)[chosen] = value
-    call = torch.ops.torch_projectors.backward_project
+        spoilt.view(-1)[chosen] = value
+    without.view(-1)[places] = 0
+    large.view(-1)[places] = 1000
+    return spoilt, without, large
 
-    def insert(n: int) -> list[Tensor]:
-        threads(n)
-        volume, weight_volume = call(images, weights, rotations, shifts, *case.geometry)
-        return [torch.view_as_real(volume).nan_to_num(nan=3e38), weight_volume.nan_to_num(nan=3e38)]
 
-    expected = insert(1)
+def spread_like_their_values(call: Any, reference: Any, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Numbers that are not finite get where others change results. The reference also takes them, times zero, for taps
+    out of the band; and taps without weight change nothing."""
+    found, *finite = map(call, inputs)
+    for x, a, b, most in zip(found, *finite, reference(inputs[0])):
+        spread = ~x.isfinite()
+        assert spread[a != b].all()
+        assert not most.isfinite()[spread].any()
+
+
+@pytest.mark.parametrize("spoilt", ["images", "weights"])
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_what_is_not_finite_stays_where_its_taps_are_for_any_number_of_threads(case, spoilt, threads):
+    _, _, images, weights, rotations, shifts = arguments(case)
+
+    def insertion(namespace: Any) -> Any:
+        def insert(x: Tensor) -> list[Tensor]:
+            data = {"images": images, "weights": weights, spoilt: x}
+            volumes = namespace.backward_project(*data.values(), rotations, shifts, *case.geometry)
+            return [torch.view_as_real(volumes[0]), volumes[1]]
+
+        return insert
+
+    insert = insertion(torch.ops.torch_projectors)
+    inputs = spoil({"images": images, "weights": weights}[spoilt], 60)
+    threads(1)
+    expected = [x.nan_to_num(nan=3e38) for x in insert(inputs[0])]
     for n in (2, 3, 8):
-        assert identical(insert(n), expected), f"{n} threads"
-    with torch_projectors.use_backend("reference"):
-        volume, weight_volume = call(images, weights, rotations, shifts, *case.geometry)
-    for found, reference in zip(expected, (torch.view_as_real(volume), weight_volume)):
-        assert torch.equal(found.abs() < 1e30, reference.isfinite())
+        threads(n)
+        assert identical([x.nan_to_num(nan=3e38) for x in insert(inputs[0])], expected), f"{n} threads"
+    spread_like_their_values(insert, insertion(torch.ops.torch_projectors_reference), inputs)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_samples_are_not_finite_only_where_their_taps_are_not(case):
+    volume, _, images, _, rotations, shifts = arguments(case)
+
+    def reading(namespace: Any) -> Any:
+        def read(x: Tensor) -> list[Tensor]:
+            need = (False, True, False, False)
+            return [
+                namespace.forward_project(x, rotations, shifts, *case.geometry),
+                namespace.project_gradients(x, images, rotations, shifts, *case.geometry, *need)[1],
+            ]
+
+        return read
+
+    inputs = spoil(volume, volume.numel() // 100)
+    spread_like_their_values(
+        reading(torch.ops.torch_projectors), reading(torch.ops.torch_projectors_reference), inputs
+    )
 
 
 @stable_interface

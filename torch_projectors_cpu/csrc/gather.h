@@ -22,7 +22,7 @@ struct AlongX {
     return c;
   }
 
-  static TORCH_PROJECTORS_WITHIN P weights(T t) {
+  static TORCH_PROJECTORS_WITHIN P weights(P t) {
     P w = coefficient(Interpolation::degree);
     for (int power = Interpolation::degree - 1; power >= 0; --power) w = w * t + coefficient(power);
     return w;
@@ -36,9 +36,7 @@ struct AlongX {
   }
 
   static TORCH_PROJECTORS_WITHIN P magnitude(P w) {
-    if (!Interpolation::negative) return w;
-    for (int i = 0; i < lanes; ++i) w[i] = w[i] < 0 ? -w[i] : w[i];
-    return w;
+    return Interpolation::negative ? magnitudes<T, lanes>(w) : w;
   }
 
   // Sum over taps: `numbers` numbers, to consecutive places.
@@ -56,6 +54,33 @@ TORCH_PROJECTORS_WITHIN P weights_each(int tap, const P& t) {
   return w;
 }
 
+// Calls read(row, block, next) for all samples of some rows, in order. Where entries are far, the next block is there
+// already, so that its entries can be asked for at the pace at which others are read: asked for at once, they would be
+// waited for. Else, and at the end, it is null.
+template <bool slopes, class Interpolation, class T, int V, int I, class Read>
+void each_block(const Volume<Interpolation, T, V>& entries, const View<T, V, I>& view, int64_t from, int64_t to,
+                bool far, const Read& read) {
+  Block<Interpolation, T, V> blocks[2];
+  Row<T, V> rows[2];
+  int now = 0, waiting = -1;
+  for (int64_t index = from, first = 0;;) {
+    for (; index < to && first >= view.rows.columns(index); ++index) first = 0;
+    const bool more = index < to;
+    if (more) {
+      rows[now] = view.row(index);
+      blocks[now].first = first;
+      blocks[now].count = int(std::min<int64_t>(rows[now].count - first, kBlock));
+      blocks[now].template locate<slopes>(entries, rows[now]);
+      first += kBlock;
+    }
+    const int ready = far ? waiting : more ? now : -1;
+    if (ready >= 0) read(rows[ready], blocks[ready], more && far ? &blocks[now] : nullptr);
+    if (!more) return;
+    waiting = now;
+    if (far) now = 1 - now;
+  }
+}
+
 // What samples read: the value, and its derivatives along (x, y[, z]) of the volume.
 template <class T, int V, int numbers>
 struct Values {
@@ -66,6 +91,7 @@ struct Values {
 template <class Interpolation, class T, int V, bool real, bool slopes>
 struct Reader {
   static constexpr int taps = Interpolation::taps, numbers = real ? 1 : 2;
+  using X = AlongX<Interpolation, T, numbers>;
   // Samples at once: as many as results fill a vector, of which a pack of as many bytes holds the taps of some.
   static constexpr int filling = kVector / int(numbers * sizeof(T)), many = real || filling < taps ? 1 : filling;
   static_assert(many <= kLanes, "what lies beyond a row is read as far as it is located");
@@ -119,14 +145,14 @@ struct Reader {
     }
   }
 
-  template <class Read>
-  static TORCH_PROJECTORS_WITHIN void single(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to,
-                                             const Read& read) {
-    using X = AlongX<Interpolation, T, numbers>;
+  void inside(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
+    assert(b.inside(u));
     using P = typename X::P;
     P sum{}, along_y{}, along_z{};
-    across<1, 0, 1>(b, u, sum, along_y, along_z, read);
-    P x = X::weights(b.t[0][u]);
+    across<1, 0, 1>(b, u, sum, along_y, along_z, [&](int y, int z) {
+      return load<P>(volume + numbers * int64_t(b.offset[(z * taps + y) % b.lines][u]));
+    });
+    P x = X::weights(everywhere<P>(b.t[0][u]));
     if (slopes) {
       P d = X::slopes(b.t[0][u]);
       if (real)
@@ -140,25 +166,41 @@ struct Reader {
     if (V == 3) X::sum(along_z * x, to.derivative[V - 1] + numbers * u);
   }
 
-  TORCH_PROJECTORS_WITHIN void inside(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
-    assert(b.inside(u));
-    single(b, u, to, [&](int y, int z) {
-      return load<Pack<T, taps * numbers>>(volume + numbers * int64_t(b.offset[(z * taps + y) % b.lines][u]));
-    });
-  }
-
+  // Both of the taps that are stored as they are and of the mates of the others, a line is read from x = 0 on, of which
+  // some entries are left out, whatever they are.
   TORCH_PROJECTORS_APART void at_edge(const Volume<Interpolation, T, V>& entries, const Block<Interpolation, T, V>& b,
                                       int u, Values<T, V, numbers>& to) const {
+    using P = typename X::P;
+    using Bits = decltype(index_of(T()));
     const typename Block<Interpolation, T, V>::Edge edge(b, entries, u);
-    single(b, u, to, [&](int y, int z) {
-      Pack<T, taps * numbers> line;
-      for (int x = 0; x < taps; ++x) {
-        const T* tap = volume + edge.entry(x, y, z) * numbers;
-        line[x * numbers] = tap[0];
-        if (!real) line[x * numbers + numbers - 1] = x < edge.mirrored ? -tap[numbers - 1] : tap[numbers - 1];
+    alignas(64) T weights[2][taps * numbers] = {}, slopes_along[2][taps * numbers] = {};
+    alignas(64) Bits taken[2][taps * numbers] = {};
+    for (int i = 0; i < taps; ++i) {
+      const bool mate = i < edge.mirrored;
+      const int x = magnitude(b.k[0][u] + i) * numbers;
+      const T w = weight<Interpolation>(i, b.t[0][u]), s = slope<Interpolation>(i, b.t[0][u]);
+      for (int c = 0; c < numbers; ++c) {
+        const T sign = mate && c == 1 ? T(-1) : T(1);
+        weights[mate][x + c] = sign * tap_weight(w);
+        slopes_along[mate][x + c] = sign * tap_slope(s, w);
+        taken[mate][x + c] = -1;
       }
-      return line;
-    });
+    }
+    P value{}, derivative[3] = {};
+    for (const bool mates : {false, true}) {
+      P sum{}, along_y{}, along_z{};
+      across<1, 0, 1>(b, u, sum, along_y, along_z, [&](int y, int z) {
+        return lanes_of<T, taps * numbers>(load<P>(volume + numbers * edge.start(mates, y, z)), taken[mates]);
+      });
+      const P x = load<P>(weights[mates]);
+      value = sum * x + value;
+      if (!slopes) continue;
+      derivative[0] = sum * load<P>(slopes_along[mates]) + derivative[0];
+      derivative[1] = along_y * x + derivative[1];
+      derivative[2] = along_z * x + derivative[2];
+    }
+    X::sum(value, to.value + numbers * u);
+    for (int a = 0; slopes && a < V; ++a) X::sum(derivative[a], to.derivative[a] + numbers * u);
   }
 
 #if defined(TORCH_PROJECTORS_SHUFFLE)
@@ -220,41 +262,47 @@ struct Reader {
     }
   }
 
+  // The block's samples. Asks for the entries of the next ones meanwhile, if they are far.
+  void read(const Volume<Interpolation, T, V>& entries, const Row<T, V>& row, const Block<Interpolation, T, V>& b,
+            const Block<Interpolation, T, V>* next, Values<T, V, numbers>& to) const {
+    bool done = false;  // what is inside
+    const int all = next == nullptr ? 0 : next->count;
+    int asked = 0;
+#if defined(TORCH_PROJECTORS_SHUFFLE)
+    if constexpr (many > 1) {
+      done = entries.roomy;
+      for (int u = 0; done && u < b.count; u += many) {
+        for (const int end = std::min(asked + many, all); asked < end; ++asked)
+          next->template prefetch<numbers>(volume, asked);
+        together(b, u, to, std::make_index_sequence<taps>());
+      }
+    }
+#endif
+    for (; asked < all; ++asked) next->template prefetch<numbers>(volume, asked);
+    for (int from = 0; from < b.count && !(done && b.all_inside); from += kLanes) {
+      if (done && b.all_inside_from(from)) continue;
+      for (int u = from; u < b.count && u < from + kLanes; ++u) {
+        if (b.inside(u)) {
+          if (!done) inside(b, u, to);
+        } else if (b.at_edge(u) && entries.roomy) {
+          at_edge(entries, b, u, to);
+        } else {
+          anywhere(row, b, u, to);
+        }
+      }
+    }
+  }
+
   // Calls visit(row, block, values) for all samples of some rows, in order.
   template <int I, class Visit>
   void each(const View<T, V, I>& view, int64_t from, int64_t to, const Visit& visit) const {
     const Volume<Interpolation, T, V> entries(grid);
     const bool far = is_far(grid, numbers * sizeof(T));
-    Block<Interpolation, T, V> b;
     Values<T, V, numbers> values;
-    for (int64_t index = from; index < to; ++index) {
-      const Row<T, V> row = view.row(index);
-      for (b.first = 0; b.first < row.count; b.first += kBlock) {
-        b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
-        b.template locate<slopes>(entries, row);
-        if (far) b.template prefetch<numbers>(volume);
-        bool done = false;  // what is inside
-#if defined(TORCH_PROJECTORS_SHUFFLE)
-        if constexpr (many > 1) {
-          done = entries.roomy;
-          for (int u = 0; done && u < b.count; u += many) together(b, u, values, std::make_index_sequence<taps>());
-        }
-#endif
-        for (int from = 0; from < b.count && !(done && b.all_inside); from += kLanes) {
-          if (done && b.all_inside_from(from)) continue;
-          for (int u = from; u < b.count && u < from + kLanes; ++u) {
-            if (b.inside(u)) {
-              if (!done) inside(b, u, values);
-            } else if (b.at_edge(u)) {
-              at_edge(entries, b, u, values);
-            } else {
-              anywhere(row, b, u, values);
-            }
-          }
-        }
-        visit(row, b, values);
-      }
-    }
+    each_block<slopes>(entries, view, from, to, far, [&](const auto& row, const auto& b, const auto* next) {
+      read(entries, row, b, next, values);
+      visit(row, b, values);
+    });
   }
 };
 
@@ -425,22 +473,16 @@ void roof(const Problem& q, const void* volumes, void* images, const Parallel& p
     const T* volume = static_cast<const T*>(volumes) + view.start_of_volume() * 2;
     const Volume<Linear, T, 3> entries(grid);
     const bool far = is_far(grid, 2 * sizeof(T));
-    Block<Linear, T, 3> b;
-    for (int64_t index = from; index < to; ++index) {
-      const Row<T, 3> row = view.row(index);
-      T* out = static_cast<T*>(images) + (view.start() + index * rows.grid.columns()) * 2;
-      for (b.first = 0; b.first < row.count; b.first += kBlock) {
-        b.count = int(row.count - b.first < kBlock ? row.count - b.first : kBlock);
-        b.template locate<false>(entries, row);
-        if (far) b.template prefetch<2>(volume);
-        for (int u = 0; u < b.count; ++u) {
-          const auto line = [&](int i) { return load<Pack<T, 4>>(volume + 2 * int64_t(b.offset[i][u])); };
-          const auto sum = (line(0) + line(1)) + (line(2) + line(3));
-          out[2 * (b.first + u)] = sum[0];
-          out[2 * (b.first + u) + 1] = sum[1];
-        }
+    each_block<false>(entries, view, from, to, far, [&](const auto& row, const auto& b, const auto* next) {
+      T* out = static_cast<T*>(images) + (view.start() + row.index * rows.grid.columns() + b.first) * 2;
+      for (int u = 0; u < b.count; ++u) {
+        if (next != nullptr && u < next->count) next->template prefetch<2>(volume, u);
+        const auto line = [&](int i) { return load<Pack<T, 4>>(volume + 2 * int64_t(b.offset[i][u])); };
+        const auto sum = (line(0) + line(1)) + (line(2) + line(3));
+        out[2 * u] = sum[0];
+        out[2 * u + 1] = sum[1];
       }
-    }
+    });
   });
 }
 

@@ -1,8 +1,10 @@
 // A few neighbouring numbers: the taps of one row, real and imaginary parts in turn.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #if defined(__GNUC__) && defined(__AVX__)
@@ -63,6 +65,44 @@ TORCH_PROJECTORS_WITHIN void store(T* p, const P& x) {
   std::memcpy(p, &x, sizeof(P));
 }
 
+TORCH_PROJECTORS_WITHIN int32_t index_of(float) { return 0; }
+TORCH_PROJECTORS_WITHIN int64_t index_of(double) { return 0; }
+
+// Without signs: by bits, since to compare and choose takes four times the instructions.
+template <class T, int N, class P>
+TORCH_PROJECTORS_WITHIN P magnitudes(P x) {
+#if defined(__GNUC__)
+  using Bits = Pack<decltype(index_of(T())), N>;
+  return (P)((Bits)x & (Bits{} + std::numeric_limits<decltype(index_of(T()))>::max()));
+#else
+  for (T& lane : x.v) lane = std::abs(lane);
+  return x;
+#endif
+}
+
+// 0 in lanes where `taken` is 0; elsewhere it is -1.
+template <class T, int N, class P, class Bits>
+TORCH_PROJECTORS_WITHIN P lanes_of(P x, const Bits* taken) {
+#if defined(__GNUC__)
+  return (P)((Pack<Bits, N>)x & load<Pack<Bits, N>>(taken));
+#else
+  for (int i = 0; i < N; ++i) x[i] = taken[i] == 0 ? T(0) : x[i];
+  return x;
+#endif
+}
+
+// x in every lane: x - 0 is x, and x + 0 not always.
+template <class P, class T>
+TORCH_PROJECTORS_WITHIN P everywhere(T x) {
+  P p{};
+#if defined(__GNUC__)
+  p = x - p;
+#else
+  for (T& lane : p.v) lane = x;
+#endif
+  return p;
+}
+
 // x, rounded: compilers would make one operation of the product that x is and the sum that follows, in one copy of the
 // code and not in another, and results would depend on which is run.
 template <class P>
@@ -73,11 +113,13 @@ TORCH_PROJECTORS_WITHIN P rounded(P x) {
   return x;
 }
 
-// Into the second cache: a block is more than the first holds beside the rest. Any address may be named.
+// Into the second cache: a block is more than the first holds beside the rest. Any address may be named. The empty
+// statement is because compilers take a function that only prefetches for one that does nothing.
 template <class T>
 TORCH_PROJECTORS_WITHIN void prefetch(const T* p) {
 #if defined(__GNUC__)
   __builtin_prefetch(p, 0, 2);
+  __asm__ volatile("");
 #endif
 }
 
@@ -86,7 +128,7 @@ template <class T>
 TORCH_PROJECTORS_WITHIN void prefetch_all(const T* p, int64_t count) {
 #if defined(__GNUC__)
   for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i, 0, 3);
-  __asm__ volatile("");  // a function that only prefetches is taken for one that does nothing
+  __asm__ volatile("");
 #endif
 }
 
@@ -180,9 +222,6 @@ TORCH_PROJECTORS_WITHIN P column(const P (&packs)[taps]) {
 }
 #endif
 
-TORCH_PROJECTORS_WITHIN int32_t index_of(float) { return 0; }
-TORCH_PROJECTORS_WITHIN int64_t index_of(double) { return 0; }
-
 // Which sample each lane is of.
 template <class T, int lanes, int first, int apart, std::size_t... lane>
 TORCH_PROJECTORS_WITHIN auto sample_of_each(std::index_sequence<lane...>) {
@@ -228,15 +267,34 @@ TORCH_PROJECTORS_WITHIN auto factor_each(const T* from) {
   }
 }
 
+// The first lanes of a pack.
+#if defined(TORCH_PROJECTORS_SHUFFLE)
+template <class P, std::size_t... lane>
+TORCH_PROJECTORS_WITHIN auto first_lanes(const P& x, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(x, x, int(lane)...);
+}
+#endif
+
+template <class T, int N, class P>
+TORCH_PROJECTORS_WITHIN Pack<T, N> first_lanes(const P& x) {
+#if defined(TORCH_PROJECTORS_SHUFFLE)
+  return first_lanes(x, std::make_index_sequence<N>());
+#else
+  Pack<T, N> first{};
+  for (int i = 0; i < N; ++i) first[i] = x[i];
+  return first;
+#endif
+}
+
 // The same `numbers` for every tap.
 template <class T, int lanes, int numbers>
 TORCH_PROJECTORS_WITHIN Pack<T, lanes> spread(const T* from) {
-  Pack<T, lanes> x{};
 #if defined(TORCH_PROJECTORS_SHUFFLE)
   // Not by way of a part of x: compilers send that through memory, which waits for the store.
-  if constexpr (numbers == 1) return x + from[0];
+  if constexpr (numbers == 1) return everywhere<Pack<T, lanes>>(from[0]);
   else return repeated<numbers>(load<Pack<T, numbers>>(from), std::make_index_sequence<lanes>());
 #else
+  Pack<T, lanes> x{};
   for (int i = 0; i < lanes; ++i) x[i] = from[i % numbers];
   return x;
 #endif

@@ -248,11 +248,13 @@ class View {
 template <class Interpolation, class T, int V>
 struct Volume {
   Grid<V> grid;
-  alignas(64) T low[V][kLanes], high[V][kLanes];  // one for each lane
-  uint32_t columns, plane, all;                   // entries; may overflow where none is inside
-  bool roomy = true;                              // whether offsets can be read of samples that are not inside, too
+  // One for each lane; the last, along x, is of mirrored samples.
+  alignas(64) T low[V][kLanes], high[V][kLanes], above[kLanes];
+  uint32_t columns, plane, all;  // entries; may overflow where none is inside
+  bool roomy = true;             // whether offsets can be read of samples that are not inside, too
 
-  explicit Volume(const Grid<V>& grid) : grid(grid) {
+  // `either`: whether what belongs to x = 0 may be stored there as it is or with its mate.
+  explicit Volume(const Grid<V>& grid, bool either = false) : grid(grid) {
     for (int a = 0; a < V; ++a) {
       const T least = (a == 0 ? T(0) : -T(grid.shape[a] / 2)) - T(Interpolation::first);
       T most = T(grid.shape[a] / 2) - T(Interpolation::first + Interpolation::taps - 1);
@@ -261,6 +263,7 @@ struct Volume {
       for (int lane = 0; lane < kLanes; ++lane) {
         low[a][lane] = least;
         high[a][lane] = most;
+        if (a == 0) above[lane] = least - T(either);
       }
     }
     columns = uint32_t(grid.columns());
@@ -291,7 +294,8 @@ struct Block {
 
   // All taps are in the band, offsets have 32 bits, and either all are stored as they are, or some are mirrored.
   bool inside(int u) const { return place[u] == 2; }
-  bool at_edge(int u) const { return place[u] == 1; }
+  // Also where x = 0 may be stored either way, which is inside: numbers that are not finite go the way of the edge.
+  bool at_edge(int u) const { return place[u] == 1 || (place[u] == 2 && sign[u] < 0 && k[0][u] == 0); }
 
   // Of as many as are located at once.
   bool all_inside_from(int u) const {
@@ -339,7 +343,7 @@ struct Block {
           band &= int32_t(f[a] >= volume.low[a][lane]) & int32_t(f[a] <= volume.high[a][lane]);
         // At x = 0 a tap is stored as it is, though others be mirrored.
         const int32_t in = band & int32_t(f[0] >= volume.low[0][lane]) &
-                           (int32_t(f[0] > volume.low[0][lane]) | int32_t(s > 0));
+                           (int32_t(f[0] > volume.above[lane]) | int32_t(s > 0));
         place[u] = band + in;
         for (int a = 0; a < V; ++a) {
           t[a][u] = s * p[a] - f[a];
@@ -391,9 +395,8 @@ struct Block {
   }
 
   template <int numbers>
-  void prefetch(const T* volume) const {
-    for (int u = 0; u < count; ++u)
-      for (const auto& line : offset) LEVEL::prefetch(volume + numbers * int64_t(line[u]));
+  TORCH_PROJECTORS_WITHIN void prefetch(const T* volume, int u) const {
+    for (const auto& line : offset) LEVEL::prefetch(volume + numbers * int64_t(line[u]));
   }
 
   // Where the taps of a sample at the edge are stored; the first few along x, `mirrored`, as their mates.
@@ -417,10 +420,10 @@ struct Block {
       }
     }
 
-    int64_t entry(int x, int y, int z) const {
-      const int64_t k = block.k[0][u];
-      if (x < mirrored) return mate[1][y] + (V == 3 ? mate[V - 1][z] : 0) - k - x;
-      return int64_t(block.offset[(z * taps + y) % lines][u]) + (k < 0 ? k : 0) + x;
+    // Of the line of taps, or that of their mates: where x = 0 is stored.
+    int64_t start(bool mates, int y, int z) const {
+      if (mates) return mate[1][y] + (V == 3 ? mate[V - 1][z] : 0);
+      return int64_t(block.offset[(z * taps + y) % lines][u]) - (block.k[0][u] > 0 ? block.k[0][u] : 0);
     }
   };
 };

@@ -103,6 +103,16 @@ struct Plan {
   }
 };
 
+// A block, and what its samples add.
+template <class Interpolation, class T, int V, int numbers>
+struct Samples {
+  Block<Interpolation, T, V> block;
+  Row<T, V> row;
+  Part hole;  // samples without own taps
+  alignas(64) T values[numbers * kBlock], weights[kBlock];  // values are mirrored as the block is
+  alignas(64) T nothing[kBlock];                            // 0 where both are finite
+};
+
 template <class Interpolation, class T, int V, bool real>
 struct Writer {
   static constexpr int taps = Interpolation::taps, numbers = real ? 1 : 2;
@@ -146,53 +156,62 @@ struct Writer {
                                              T* values, T* sizes) {
     assert(b.inside(u));
     constexpr int lines = V == 3 ? taps : 1;  // of a plane
-    T y[lines], z[taps];
+    P y[lines], z[taps];
+    Q y_size[lines], z_size[taps];
+    const auto along_axis = [](T w, P& weight, Q& size) {
+      weight = everywhere<P>(w);
+      if (real) weight = X::magnitude(weight);
+      size = R::magnitude(first_lanes<T, taps>(weight));
+    };
     int64_t at[taps][lines];
     for (int i = 0; i < taps; ++i) {
-      z[i] = b.weight[V - 1][i][u];
-      for (int j = 0; j < lines; ++j) {
-        at[i][j] = b.offset[i * lines + j][u];
-        y[j] = V == 3 ? b.weight[1][j][u] : T(1);
-      }
+      along_axis(b.weight[V - 1][i][u], z[i], z_size[i]);
+      if (V == 3) along_axis(b.weight[1][i][u], y[i % lines], y_size[i % lines]);
+      for (int j = 0; j < lines; ++j) at[i][j] = b.offset[i * lines + j][u];
     }
-    const P along = X::weights(b.t[0][u]);
+    const P t = everywhere<P>(b.t[0][u]), along = X::weights(t);
     const P x = spread<T, taps * numbers, numbers>(value) * (real ? X::magnitude(along) : along);
     Q w{};
-    if (weighted) w = R::magnitude(R::weights(b.t[0][u])) * weight;
+    if (weighted) w = R::magnitude(R::weights(first_lanes<T, taps>(t))) * weight;
     for (int i = 0; i < taps; ++i) {
-      const P plane = x * tap_weight(z[i]);
-      const Q size = w * tap_size(z[i]);
+      const P plane = x * z[i];
+      const Q size = w * z_size[i];
       for (int j = 0; j < lines; ++j) {
-        T* to = values + numbers * at[i][j];
-        store(to, load<P>(to) + plane * tap_weight(y[j]));
-        if (weighted) store(sizes + at[i][j], load<Q>(sizes + at[i][j]) + size * tap_size(y[j]));
+        T *to = values + numbers * at[i][j], *counted = sizes + at[i][j];
+        store(to, load<P>(to) + (V == 3 ? plane * y[j] : plane));
+        if (weighted) store(counted, load<Q>(counted) + (V == 3 ? size * y_size[j] : size));
       }
     }
   }
 
-  // This and the next are apart, so that there is one copy, and all owners round alike.
+  // This and the next are apart, so that there is one copy, and all owners round alike. Both for the taps that are
+  // stored as they are and for the mates of the others, a line is written from x = 0 on, of which some entries get
+  // nothing.
   TORCH_PROJECTORS_APART void at_edge(const Block<Interpolation, T, V>& b, int u, const T* value, T weight) const {
-    using N = Pack<T, numbers>;
     const typename Block<Interpolation, T, V>::Edge edge(b, entries, u);
-    T sizes[taps];
-    N values[taps];
-    for (int x = 0; x < taps; ++x) {
-      const T w = torch_projectors::weight<Interpolation>(x, b.t[0][u]);
-      sizes[x] = tap_size(w) * weight;
-      values[x] = load<N>(value) * tap_weight(w);
-      if (!real && x < edge.mirrored) values[x][numbers - 1] = -values[x][numbers - 1];
+    alignas(64) T along[2][taps * numbers] = {}, size_along[2][taps] = {};
+    for (int i = 0; i < taps; ++i) {
+      const bool mate = i < edge.mirrored;
+      const int x = magnitude(b.k[0][u] + i);
+      assert(x < taps);
+      const T w = torch_projectors::weight<Interpolation>(i, b.t[0][u]);
+      size_along[mate][x] = tap_size(w) * weight;
+      for (int c = 0; c < numbers; ++c)
+        along[mate][x * numbers + c] = tap_weight(w) * (mate && c == 1 ? -value[c] : value[c]);
     }
+    const P values[] = {load<P>(along[0]), load<P>(along[1])};
+    const Q sizes[] = {load<Q>(size_along[0]), load<Q>(size_along[1])};
     for (int slow = 0; slow < taps; ++slow) {
       const int64_t plane = magnitude(b.k[V - 1][u] + slow);  // and that of mates
       if (plane < low || plane >= high) continue;
       for (int line = 0; line < (V == 3 ? taps : 1); ++line) {
         const T w[] = {b.weight[V - 1][slow][u], V == 3 ? b.weight[1][line][u] : T(1)};
         const T product = tap_weight(w[0]) * tap_weight(w[1]), size = tap_size(w[0]) * tap_size(w[1]);
-        for (int x = 0; x < taps; ++x) {
-          const int64_t entry = V == 3 ? edge.entry(x, line, slow) : edge.entry(x, slow, 0);
-          T* to = volume + entry * numbers;
-          store(to, load<N>(to) + rounded<N>(values[x] * product));
-          if (weights != nullptr) weights[entry] += rounded(sizes[x] * size);
+        for (const bool mate : {false, true}) {
+          const int64_t start = V == 3 ? edge.start(mate, line, slow) : edge.start(mate, slow, 0);
+          T *to = volume + start * numbers, *counted = weights + start;
+          store(to, load<P>(to) + values[mate] * product);
+          if (weights != nullptr) store(counted, load<Q>(counted) + sizes[mate] * size);
         }
       }
     }
@@ -224,30 +243,45 @@ struct Writer {
     if (weights != nullptr) weights[0] = T(NAN);
   }
 
-  // `values` are mirrored as the block is; where `nothing` is not 0, they or the weights are not finite. Samples in the
-  // hole have no own taps.
+  // Asks for the entries of the next ones meanwhile if they are far, which keeps up with the adding: asked for at once,
+  // they would be waited for. Samples that are not usual come last, by functions that leave no registers to the others.
   template <bool weighted>
-  void write(const Block<Interpolation, T, V>& b, const Row<T, V>& row, const T* values, const T* sample_weights,
-             const T* nothing, Part hole) {
-#pragma omp simd simdlen(kLanes)
-    for (int u = 0; u < b.whole(); ++u) usual[u] = int32_t(b.place[u] == 2) & int32_t(nothing[u] == 0);
+  void write(const Samples<Interpolation, T, V, numbers>& s, const Samples<Interpolation, T, V, numbers>& next,
+             bool far) {
+    const Block<Interpolation, T, V>& b = s.block;
+    int32_t all_usual = 1;
+#pragma omp simd simdlen(kLanes) reduction(& : all_usual)
+    for (int u = 0; u < b.whole(); ++u) {
+      usual[u] = int32_t(b.place[u] == 2) & int32_t(s.nothing[u] == 0);
+      all_usual &= usual[u];
+    }
+    const auto ask = [&](int u) {
+      next.block.template prefetch<numbers>(volume, u);
+      if (weighted) next.block.template prefetch<1>(weights, u);
+    };
     T *const to = volume, *const sizes = weights;
-    const int first = int(b.first), count = b.count, parts = hole.to < count ? 2 : 1;
+    const int first = int(b.first), count = b.count, parts = s.hole.to < count ? 2 : 1;
+    const int asked = far ? next.block.count : 0;
     for (int column = 0; column < kApart; ++column) {
       for (int part = 0; part < parts; ++part) {
-        const int from = part == 0 ? 0 : hole.to, end = part == 0 ? hole.from : count;
+        const int from = part == 0 ? 0 : s.hole.to, end = part == 0 ? s.hole.from : count;
         for (int u = from + ((column - first - from) & (kApart - 1)); u < end; u += kApart) {
-          const T weight = weighted ? sample_weights[u] : T(0);
-          if (usual[u]) {
-            inside<weighted>(b, u, values + numbers * u, weight, to, sizes);
-          } else if (b.at_edge(u)) {
-            at_edge(b, u, values + numbers * u, weight);
-          } else {
-            T p[V];
-            for (int a = 0; a < V; ++a) p[a] = row.position(a, b.first + u);
-            anywhere(p, values + numbers * u, weight, b.sign[u]);
-          }
+          if (u < asked) ask(u);
+          if (usual[u]) inside<weighted>(b, u, s.values + numbers * u, weighted ? s.weights[u] : T(0), to, sizes);
         }
+      }
+    }
+    for (int u = count; u < asked; ++u) ask(u);
+    if (all_usual) return;
+    for (int u = 0; u < count; ++u) {
+      if (usual[u] || (u >= s.hole.from && u < s.hole.to)) continue;
+      const T weight = weighted ? s.weights[u] : T(0);
+      if (b.at_edge(u) && entries.roomy) {
+        at_edge(b, u, s.values + numbers * u, weight);
+      } else {
+        T p[V];
+        for (int a = 0; a < V; ++a) p[a] = s.row.position(a, b.first + u);
+        anywhere(p, s.values + numbers * u, weight, b.sign[u]);
       }
     }
   }
@@ -415,11 +449,14 @@ class Inserter {
         add_row(first + plan_.row[visit], plan_.part(0, visit), plan_.part(1, visit), to);
       }
     }
+    write(samples_[now_], to);
+    waiting_ = false;
   }
 
  private:
   static constexpr int numbers = real ? 1 : 2;
   static constexpr int kAhead = 2;  // rows: images are read once or twice, and come from memory
+  using Mine = Samples<Interpolation, T, V, numbers>;
 
   Writer<Interpolation, T, V, real> writer(int64_t batch, int64_t low, int64_t high) const {
     const int64_t start = batch * q_.volume_stride;
@@ -444,52 +481,58 @@ class Inserter {
       const Part whole{from, from + kBlock}, begin = one.within(whole), end = other.within(whole);
       const Part part = begin.with(end);
       if (part.empty()) continue;
-      block_.first = part.from;
-      block_.count = int(part.to - part.from);
-      block_.template locate<false, true>(entries_, row, int32_t(writer.low), int32_t(writer.high));
-      if (far_) {
-        block_.template prefetch<numbers>(writer.volume);
-        if (weights_ != nullptr) block_.template prefetch<1>(writer.weights);
-      }
+      Mine& next = samples_[1 - now_];
+      next.row = row;
+      next.block.first = part.from;
+      next.block.count = int(part.to - part.from);
+      next.block.template locate<false, true>(entries_, row, int32_t(writer.low), int32_t(writer.high));
       // In whole vectors where another row follows in memory.
       const bool room = index + 1 < rows_.count() && rows_.grid.columns() >= kLanes;
-      read(row, start(index) + block_.first, room ? block_.whole() : block_.count);
-      Part hole{block_.count, block_.count};
-      if (!begin.empty() && !end.empty()) hole = {begin.to - part.from, end.from - part.from};
-      if (weights_ == nullptr)
-        writer.template write<false>(block_, row, values_, sample_weights_, nothing_, hole);
-      else
-        writer.template write<true>(block_, row, values_, sample_weights_, nothing_, hole);
+      read(next, start(index) + next.block.first, room ? next.block.whole() : next.block.count);
+      next.hole = {next.block.count, next.block.count};
+      if (!begin.empty() && !end.empty()) next.hole = {begin.to - part.from, end.from - part.from};
+      write(next, writer);
+      now_ = 1 - now_;
+      waiting_ = true;
     }
   }
 
-  // The block's samples, shifted back, and mirrored as it is.
-  void read(const Row<T, V>& row, int64_t start, int count) {
-    const T *in = images_ + start * numbers, *counts = view.counts.data() + block_.first;
+  // The samples that wait, if any do, before the next ones.
+  void write(const Mine& next, Writer<Interpolation, T, V, real>& writer) {
+    if (!waiting_) return;
+    if (weights_ == nullptr)
+      writer.template write<false>(samples_[now_], next, far_);
+    else
+      writer.template write<true>(samples_[now_], next, far_);
+  }
+
+  // Values and weights of the block's samples, shifted back.
+  void read(Mine& s, int64_t start, int count) {
+    const T *in = images_ + start * numbers, *counts = view.counts.data() + s.block.first;
     if (real) {
 #pragma omp simd
       for (int u = 0; u < count; ++u) {
-        values_[u] = in[u] * counts[u];
-        nothing_[u] = 0 * values_[u];
+        s.values[u] = in[u] * counts[u];
+        s.nothing[u] = 0 * s.values[u];
       }
     } else {
-      const Complex<T> c = row.phase;
-      const T *xr = view.phases.re() + block_.first, *xi = view.phases.im() + block_.first;
+      const Complex<T> c = s.row.phase;
+      const T *xr = view.phases.re() + s.block.first, *xi = view.phases.im() + s.block.first;
 #pragma omp simd
       for (int u = 0; u < count; ++u) {
         const T re = xr[u] * c.re - xi[u] * c.im, im = xr[u] * c.im + xi[u] * c.re;
-        const T a = in[2 * u] * re + in[2 * u + 1] * im, d = (in[2 * u + 1] * re - in[2 * u] * im) * block_.sign[u];
-        values_[numbers * u] = a;
-        values_[numbers * u + numbers - 1] = d;
-        nothing_[u] = 0 * a + 0 * d;
+        const T a = in[2 * u] * re + in[2 * u + 1] * im, d = (in[2 * u + 1] * re - in[2 * u] * im) * s.block.sign[u];
+        s.values[numbers * u] = a;
+        s.values[numbers * u + numbers - 1] = d;
+        s.nothing[u] = 0 * a + 0 * d;
       }
     }
     if (weights_ != nullptr) {
       const T* w = weights_ + start;
 #pragma omp simd
       for (int u = 0; u < count; ++u) {
-        sample_weights_[u] = w[u] * counts[u];
-        nothing_[u] += 0 * sample_weights_[u];
+        s.weights[u] = w[u] * counts[u];
+        s.nothing[u] += 0 * s.weights[u];
       }
     }
   }
@@ -501,9 +544,9 @@ class Inserter {
   T *volumes_, *weight_volumes_;
   const bool far_;
   Plan<Interpolation, T, V, I> plan_;
-  Block<Interpolation, T, V> block_;
-  alignas(64) T values_[numbers * kBlock], sample_weights_[kBlock];
-  alignas(64) T nothing_[kBlock];  // 0 where values and weights are finite
+  Mine samples_[2];  // those to be written, and the next ones
+  int now_ = 0;
+  bool waiting_ = false;
 };
 
 template <class Interpolation, class T, int V, int I, bool real>
@@ -512,7 +555,7 @@ void backproject(const Problem& q, const void* images, const void* weights, void
   constexpr int numbers = real ? 1 : 2;
   const Grid<V> grid = grid_of<V>(q.volume_shape);
   const Rows<I> rows(grid_of<I>(q.image_shape), q.cutoff);
-  const Volume<Interpolation, T, V> entries(grid);
+  const Volume<Interpolation, T, V> entries(grid, q.mates);
   const int64_t n = grid.shape[V - 1];
   const int64_t plane_bytes = 2 * (grid.size() / n) * int64_t(sizeof(T)) * (numbers + (weights == nullptr ? 0 : 1));
   Shares shares(q.poses);
