@@ -260,6 +260,9 @@ def test_the_header_has_the_values_and_derivatives_of_python(header, case, gradi
     with use_backend("reference"):
         expected = with_derivatives(python, *arguments)
     same(with_derivatives(header, *arguments), expected)
+    options.update(weights=weights, projection_shape=case.image_shape)
+    undifferentiated = header.backward_project(images, rotations, shifts, case.volume_shape, **options)
+    same(undifferentiated, expected[1:3])
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -131,13 +131,22 @@ inline Tensor forward_op(const Tensor& volume, const Tensor& rotations, const st
   return call(op, g, std::tie(volume, rotations, shifts));
 }
 
+using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const std::optional<Tensor>&, const Tensor&,
+                                            const std::optional<Tensor>&, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                                            int64_t, double, double, bool);
+
 inline std::tuple<Tensor, Tensor> backward_op(const Tensor& images, const std::optional<Tensor>& weights,
                                               const Tensor& rotations, const std::optional<Tensor>& shifts,
                                               const Geometry& g) {
-  using Op = std::tuple<Tensor, Tensor>(const Tensor&, const std::optional<Tensor>&, const Tensor&,
-                                        const std::optional<Tensor>&, c10::SymIntArrayRef, c10::SymIntArrayRef, int64_t,
-                                        double, double, bool);
-  static const auto op = find<Op>("torch_projectors::backward_project");
+  static const auto op = find<Backward>("torch_projectors::backward_project");
+  return call(op, g, std::tie(images, weights, rotations, shifts));
+}
+
+// backward_op, and then with_mates.
+inline std::tuple<Tensor, Tensor> insert_op(const Tensor& images, const std::optional<Tensor>& weights,
+                                            const Tensor& rotations, const std::optional<Tensor>& shifts,
+                                            const Geometry& g) {
+  static const auto op = find<Backward>("torch_projectors::insert_projections");
   return call(op, g, std::tie(images, weights, rotations, shifts));
 }
 
@@ -323,6 +332,19 @@ inline std::tuple<Tensor, Tensor> backproject(const Tensor& images, const Tensor
   const auto result = BackwardProject::apply(plain(images), if_any(plain(weights)), plain(rotations),
                                              if_any(plain(shifts)), g, friedel);
   return {result[0], result[1]};
+}
+
+// backproject, completed by mates; in one op where nothing is differentiated.
+inline std::tuple<Tensor, Tensor> insert(const Tensor& images, const Tensor& weights, const Tensor& rotations,
+                                         const Tensor& shifts, const Geometry& g, bool friedel) {
+  const auto differentiated = [](const Tensor& x) {
+    return x.defined() && ((at::GradMode::is_enabled() && x.requires_grad()) || x._fw_grad(/*level=*/0).defined());
+  };
+  if (!differentiated(images) && !differentiated(weights) && !differentiated(rotations) && !differentiated(shifts))
+    return insert_op(plain(images), if_any(plain(weights)), plain(rotations), if_any(plain(shifts)), g);
+  const auto [volume, weight_volume] = backproject(images, weights, rotations, shifts, g, friedel);
+  return {with_mates(volume, g.volume_shape),
+          weights.defined() ? with_mates(weight_volume, g.volume_shape) : weight_volume};
 }
 
 inline Gradients project_gradients(const Tensor& volume, const Tensor& images, const Tensor& rotations,
@@ -591,7 +613,7 @@ inline std::tuple<Tensor, Tensor> fold_backward(Tensor images, Tensor weights, T
     return to_batch(x.expand(joined({own, {poses}, inner})), lead);
   };
   auto [volume, weight_volume] =
-      backproject(fold_data(images), fold_data(weights), fold(rotations), fold(shifts), g, friedel);
+      insert(fold_data(images), fold_data(weights), fold(rotations), fold(shifts), g, friedel);
   volume = volume.reshape(joined({lead, volume.sizes().slice(1)}));
   return {volume, weights.defined() ? weight_volume.reshape(volume.sizes()) : Tensor()};
 }
@@ -708,10 +730,8 @@ inline std::tuple<at::Tensor, at::Tensor> backward_project(const at::Tensor& pro
   const auto to_poses_of = [&](const Tensor& x) {
     return x.defined() && single ? x.unsqueeze(-1 - image_dims) : x;
   };
-  const auto [volume, weight_volume] =
-      fold_backward(to_poses_of(projections), to_poses_of(weight), to_poses(rotations, 2, single, projections),
-                    to_poses(shift, 1, single, projections), g, options.gradient == Gradient::friedel);
-  return {with_mates(volume, volume_shape), weight.defined() ? with_mates(weight_volume, volume_shape) : weight_volume};
+  return fold_backward(to_poses_of(projections), to_poses_of(weight), to_poses(rotations, 2, single, projections),
+                       to_poses(shift, 1, single, projections), g, options.gradient == Gradient::friedel);
 }
 
 }  // namespace torch_projectors
