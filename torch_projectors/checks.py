@@ -151,13 +151,6 @@ def check_weights(
     check_device(name, weights, projections.device)
 
 
-def check_not_negative(name: str, x: Optional[Tensor]) -> None:
-    if x is not None and x.numel() and _readable(x):
-        smallest = _plain(x).min().item()
-        if not smallest >= 0:
-            raise ValueError(f"{name}: expected values >= 0, got {smallest}")
-
-
 def check_broadcast(*arguments: tuple[str, Optional[Sequence[int]]], hint: str = "") -> None:
     """Of leading dimensions, P the last of them."""
     present = [(name, lead) for name, lead in arguments if lead is not None]
@@ -224,31 +217,45 @@ def check_gradient(gradient: Any) -> bool:
     return gradient == "friedel"
 
 
-def _readable(x: Tensor) -> bool:
-    """Whether values can be looked at without tracing, transforming or waiting for a device."""
+def _values_are_there() -> bool:
+    """Not so where calls are traced or transformed."""
     return (
-        x.is_cpu
-        and not ops.tracing()
-        and type(x) in (Tensor, torch.nn.Parameter)
+        not ops.tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
     )
 
 
-def _plain(x: Tensor) -> Tensor:
-    return x.detach() if x.requires_grad else x
+def _readable(x: Tensor) -> bool:
+    """Whether values can be looked at, once `_values_are_there`, without waiting for a device."""
+    return x.is_cpu and type(x) in (Tensor, torch.nn.Parameter)
 
 
-def check_finite(name: str, x: Tensor) -> None:
+def check_values(*checks: tuple[Callable[[str, Tensor], None], str, Optional[Tensor]]) -> None:
+    """`finite` or `not_negative` of each argument, as (check, name, x), wherever its values can be looked at."""
+    if _values_are_there():
+        for check, name, x in checks:
+            if x is not None and _readable(x):
+                check(name, x.detach() if x.requires_grad else x)
+
+
+def finite(name: str, x: Tensor) -> None:
     # A sum is finite only if all terms are: a quarter of the cost of isfinite.
-    if _readable(x) and not math.isfinite(_plain(x).sum().item()):
-        for bad in torch.nonzero(~torch.isfinite(x.detach())).tolist():
+    if not math.isfinite(x.sum().item()):
+        for bad in torch.nonzero(~torch.isfinite(x)).tolist():
             raise ValueError(f"{name}: expected finite values, got {x[tuple(bad)].item()} at index {bad}")
+
+
+def not_negative(name: str, x: Tensor) -> None:
+    if x.numel():
+        smallest = x.min().item()
+        if not smallest >= 0:
+            raise ValueError(f"{name}: expected values >= 0, got {smallest}")
 
 
 def check_orthonormal(name: str, x: Tensor) -> None:
     """That matrices `[..., d, d]` are rotations, to the digits that files may give."""
-    if not _readable(x) or not x.numel():
+    if not (_values_are_there() and _readable(x) and x.numel()):
         return
     x = x.detach()
     defects = (x.mT @ x - torch.eye(x.shape[-1], dtype=x.dtype)).abs().amax((-2, -1))

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from . import rotations as _rotations
-from .checks import check_broadcast, check_device, check_finite, check_orthonormal, check_tensor, shown
+from .checks import (
+    check_broadcast,
+    check_device,
+    check_orthonormal,
+    check_tensor,
+    check_values,
+    finite,
+    shown,
+)
 
 
 def from_relion(
@@ -148,7 +156,7 @@ def _floats(name: str, x: Any, *last: int) -> Tensor:
     if x.shape[x.dim() - len(last) :] != last:
         expected = ", ".join(["...", *map(str, last)])
         raise ValueError(f"{name}: expected [{expected}], got shape {tuple(x.shape)}")
-    check_finite(name, x)
+    check_values((finite, name, x))
     return x
 
 

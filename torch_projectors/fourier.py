@@ -13,10 +13,8 @@ from .batching import fold_backward, fold_forward
 from .checks import (
     check_broadcast,
     check_cutoff,
-    check_finite,
     check_gradient,
     check_interpolation,
-    check_not_negative,
     check_oversampling,
     check_rank,
     check_real_shape,
@@ -24,7 +22,10 @@ from .checks import (
     check_shape,
     check_shifts,
     check_spectrum,
+    check_values,
     check_weights,
+    finite,
+    not_negative,
     real_dtype,
     remembered,
 )
@@ -81,6 +82,7 @@ def forward_project(
         reconstruction_shape,
         gradient,
     )
+    check_values((finite, "rotations", rotations), (finite, "shifts", shifts))
     rotations, shifts = _pose(rotations, shifts, single, reconstruction)
     project = partial(ops.selected(reconstruction.device).forward_project, geometry=geometry, friedel=friedel)
     images = fold_forward(project, reconstruction, rotations, shifts, len(geometry.volume_shape))
@@ -177,7 +179,9 @@ def backward_project(
         projection_shape,
         gradient,
     )
-    check_not_negative("weights", weights)
+    check_values(
+        (not_negative, "weights", weights), (finite, "rotations", rotations), (finite, "shifts", shifts)
+    )
     rotations, shifts = _pose(rotations, shifts, single, projections)
     image_dims = len(geometry.image_shape)
     if single:
@@ -244,13 +248,11 @@ def _pose(
 ) -> tuple[Tensor, Optional[Tensor]]:
     """Poses with P, in the precision of the data."""
     dtype = real_dtype(data)
-    check_finite("rotations", rotations)
     if rotations.dtype != dtype:
         rotations = rotations.to(dtype)
     if single or rotations.dim() == 2:
         rotations = rotations.unsqueeze(-3)
     if shifts is not None:
-        check_finite("shifts", shifts)
         if shifts.dtype != dtype:
             shifts = shifts.to(dtype)
         if single or shifts.dim() == 1:

@@ -77,7 +77,11 @@ def _differentiated(tensors: Iterable[Optional[Tensor]]) -> bool:
     """Whether eager mode has to record or transform a call; where not, the bare op is several times faster to call."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -19,7 +19,6 @@ from .checks import (
     check_cutoff,
     check_device,
     check_interpolation,
-    check_not_negative,
     check_number,
     check_oversampling,
     check_real_shape,
@@ -27,7 +26,9 @@ from .checks import (
     check_shape,
     check_spectrum,
     check_tensor,
+    check_values,
     check_weights,
+    not_negative,
     shown,
 )
 from .fourier import backward_project, forward_project
@@ -374,7 +375,7 @@ def reconstruct(
     padded = check_real_shape("data", data, "reconstruction_shape", reconstruction_shape, dims)
     check_tensor("weight", weight, (torch.float32, torch.float64))
     check_weights(weight, data, "weight", "data")
-    check_not_negative("weight", weight)
+    check_values((not_negative, "weight", weight))
     oversampling = check_oversampling(oversampling)
     shape = tuple(round(n / oversampling) for n in padded)
     if any(abs(n * oversampling - m) > 1e-6 * m for n, m in zip(shape, padded)):

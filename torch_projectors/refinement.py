@@ -18,12 +18,13 @@ from torch import Tensor
 from . import realspace
 from .checks import (
     check_device,
-    check_finite,
     check_interpolation,
     check_number,
     check_oversampling,
     check_spectrum,
     check_tensor,
+    check_values,
+    finite,
     real_dtype,
     shown,
 )
@@ -398,7 +399,7 @@ class Refiner:
                     f"{name}: expected {[len(images), *shape]}, one for each image, got {list(pose.shape)}"
                 )
             check_device(name, pose, device)
-            check_finite(name, pose)
+            check_values((finite, name, pose))
         for name, x in (("ctf", ctf), ("weights", weights)):
             if x is None:
                 continue
