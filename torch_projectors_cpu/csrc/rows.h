@@ -352,7 +352,7 @@ struct Block {
       }
     }
     // Along a row, positions rise or fall.
-    all_inside = inside(0) && inside(count - 1) && sign[0] == sign[count - 1];
+    if (!owned) all_inside = inside(0) && inside(count - 1) && sign[0] == sign[count - 1];
     for (int a = 1; a < V && (stored || owned); ++a) {
 #pragma omp simd simdlen(kLanes)
       for (int u = 0; u < to; ++u) {

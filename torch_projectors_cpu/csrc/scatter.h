@@ -18,31 +18,31 @@ namespace LEVEL {
 // few numbers of which some were only just written waits until they are stored.
 constexpr int kApart = 4;
 
-// Columns from..to - 1 of a row.
+// Columns from..to - 1 of a row, of which hole..behind - 1 are left out; without a hole, both are `to`.
 struct Part {
-  int32_t from, to;
+  int32_t from, to, hole, behind;
 
   bool empty() const { return from >= to; }
 
-  Part within(const Part& other) const { return {std::max(from, other.from), std::min(to, other.to)}; }
-
-  // And all between.
-  Part with(const Part& other) const {
-    if (empty()) return other;
-    return other.empty() ? *this : Part{std::min(from, other.from), std::max(to, other.to)};
+  // Of columns begin..end - 1.
+  Part within(int32_t begin, int32_t end) const {
+    const int32_t a = std::max(from, begin), b = std::min(to, end);
+    const Part part{a >= hole ? std::max(a, behind) : a, b <= behind ? std::min(b, hole) : b, hole, behind};
+    return hole < part.to && behind > part.from ? part : Part{part.from, part.to, part.to, part.to};
   }
 };
 
-// Where samples may have taps that are an owner's: at most two parts of each of some rows, in order.
+// Where samples may have taps that are an owner's, of each of some rows, in order.
 template <class Interpolation, class T, int V, int I>
 struct Plan {
   static constexpr int most = 128;  // rows
-  alignas(64) int32_t from[2][most], to[2][most];
+  alignas(64) int32_t from[most], to[most], hole[most], behind[most];
   int visits, row[most];  // the rows of which there is something
 
-  Part part(int i, int visit) const { return {from[i][row[visit]], to[i][row[visit]]}; }
-
-  Part hull(int visit) const { return part(0, visit).with(part(1, visit)); }
+  Part part(int visit) const {
+    const int r = row[visit];
+    return {from[r], to[r], hole[r], behind[r]};
+  }
 
   TORCH_PROJECTORS_APART void set(const View<T, V, I>& view, int64_t first, int64_t low, int64_t high) {
     const Rows<I>& rows = view.rows;
@@ -57,26 +57,27 @@ struct Plan {
 #pragma omp simd simdlen(kLanes)
     for (int r = 0; r < count; ++r) {
       const T last = T(columns[r] - 1), base = z1 * T(k1[r]) + (I == 3 ? z2 * T(k2[r]) : T(0));
-      int32_t begin, end, hole, behind;
+      int32_t begin, end, first_left, last_left;
       between(base, per, outer, last, begin, end);
-      between(base, per, inner, last, hole, behind);
-      behind = smaller(behind, end_of_holes);
-      hole = hole < behind ? hole : end;
-      behind = hole < behind ? behind : end;
-      from[0][r] = begin;
-      to[0][r] = smaller(hole, end);
-      from[1][r] = larger(behind, begin);
-      to[1][r] = end;
+      between(base, per, inner, last, first_left, last_left);
+      last_left = smaller(last_left, end_of_holes);
+      const bool none = first_left >= last_left;
+      const int32_t left = none ? end : first_left, right = none ? end : last_left;
+      // What begins or ends in the hole has none.
+      from[r] = left > begin ? begin : right;
+      to[r] = right < end ? end : left;
+      hole[r] = left > begin && right < end ? left : to[r];
+      behind[r] = left > begin && right < end ? right : to[r];
     }
     if (!view.finite)  // each sample is looked at by itself
       for (int r = 0; r < count; ++r) {
-        from[0][r] = from[1][r] = to[1][r] = 0;
-        to[0][r] = columns[r];
+        from[r] = 0;
+        to[r] = hole[r] = behind[r] = columns[r];
       }
     visits = 0;
     for (int r = 0; r < count; ++r) {
       row[visits] = r;
-      visits += int(from[0][r] < to[0][r]) | int(from[1][r] < to[1][r]);
+      visits += int(from[r] < to[r]);
     }
   }
 
@@ -108,7 +109,7 @@ template <class Interpolation, class T, int V, int numbers>
 struct Samples {
   Block<Interpolation, T, V> block;
   Row<T, V> row;
-  Part hole;  // samples without own taps
+  int hole, behind;  // samples hole..behind - 1 have no own taps
   alignas(64) T values[numbers * kBlock], weights[kBlock];  // values are mirrored as the block is
   alignas(64) T nothing[kBlock];                            // 0 where both are finite
 };
@@ -260,11 +261,11 @@ struct Writer {
       if (weighted) next.block.template prefetch<1>(weights, u);
     };
     T *const to = volume, *const sizes = weights;
-    const int first = int(b.first), count = b.count, parts = s.hole.to < count ? 2 : 1;
+    const int first = int(b.first), count = b.count, parts = s.behind < count ? 2 : 1;
     const int asked = far ? next.block.count : 0;
     for (int column = 0; column < kApart; ++column) {
       for (int part = 0; part < parts; ++part) {
-        const int from = part == 0 ? 0 : s.hole.to, end = part == 0 ? s.hole.from : count;
+        const int from = part == 0 ? 0 : s.behind, end = part == 0 ? s.hole : count;
         for (int u = from + ((column - first - from) & (kApart - 1)); u < end; u += kApart) {
           if (u < asked) ask(u);
           if (usual[u]) inside<weighted>(b, u, s.values + numbers * u, weighted ? s.weights[u] : T(0), to, sizes);
@@ -274,7 +275,7 @@ struct Writer {
     for (int u = count; u < asked; ++u) ask(u);
     if (all_usual) return;
     for (int u = 0; u < count; ++u) {
-      if (usual[u] || (u >= s.hole.from && u < s.hole.to)) continue;
+      if (usual[u] || (u >= s.hole && u < s.behind)) continue;
       const T weight = weighted ? s.weights[u] : T(0);
       if (b.at_edge(u) && entries.roomy) {
         at_edge(b, u, s.values + numbers * u, weight);
@@ -442,11 +443,12 @@ class Inserter {
   void add(int64_t batch, int64_t low, int64_t high, int64_t pose) {
     Writer<Interpolation, T, V, real> to = writer(batch, low, high);
     view.set(batch, pose);
+    start_ = view.start();
     for (int64_t first = 0; first < rows_.count(); first += plan_.most) {
       plan_.set(view, first, low, high);
       for (int visit = 0; visit < plan_.visits; ++visit) {
         if (visit + kAhead < plan_.visits) fetch(first, visit + kAhead);
-        add_row(first + plan_.row[visit], plan_.part(0, visit), plan_.part(1, visit), to);
+        add_row(first + plan_.row[visit], plan_.part(visit), to);
       }
     }
     write(samples_[now_], to);
@@ -464,33 +466,29 @@ class Inserter {
             high};
   }
 
-  int64_t start(int64_t row) const { return view.start() + row * rows_.grid.columns(); }
+  int64_t start(int64_t row) const { return start_ + row * columns_; }
 
   void fetch(int64_t first, int visit) const {
-    const Part part = plan_.hull(visit);
+    const Part part = plan_.part(visit);
     const int64_t from = start(first + plan_.row[visit]) + part.from, count = part.to - part.from;
     prefetch_all(images_ + from * numbers, count * numbers);
     if (weights_ != nullptr) prefetch_all(weights_ + from, count);
   }
 
-  void add_row(int64_t index, Part one, Part other, Writer<Interpolation, T, V, real>& writer) {
-    const Row<T, V> row = view.row(index);
-    const Part all = one.with(other);
+  void add_row(int64_t index, const Part& all, Writer<Interpolation, T, V, real>& writer) {
     // Blocks of the row, whatever of them is own: the order within a block is the same for every owner.
     for (int32_t from = all.from / kBlock * kBlock; from < all.to; from += kBlock) {
-      const Part whole{from, from + kBlock}, begin = one.within(whole), end = other.within(whole);
-      const Part part = begin.with(end);
+      const Part part = all.within(from, from + kBlock);
       if (part.empty()) continue;
       Mine& next = samples_[1 - now_];
-      next.row = row;
+      next.row = view.row(index);
       next.block.first = part.from;
-      next.block.count = int(part.to - part.from);
-      next.block.template locate<false, true>(entries_, row, int32_t(writer.low), int32_t(writer.high));
+      next.block.count = part.to - part.from;
+      next.hole = part.hole - part.from;
+      next.behind = part.behind - part.from;
+      next.block.template locate<false, true>(entries_, next.row, int32_t(writer.low), int32_t(writer.high));
       // In whole vectors where another row follows in memory.
-      const bool room = index + 1 < rows_.count() && rows_.grid.columns() >= kLanes;
-      read(next, start(index) + next.block.first, room ? next.block.whole() : next.block.count);
-      next.hole = {next.block.count, next.block.count};
-      if (!begin.empty() && !end.empty()) next.hole = {begin.to - part.from, end.from - part.from};
+      read(next, start(index) + part.from, index < roomy_ ? next.block.whole() : next.block.count);
       write(next, writer);
       now_ = 1 - now_;
       waiting_ = true;
@@ -543,6 +541,9 @@ class Inserter {
   const T *images_, *weights_;
   T *volumes_, *weight_volumes_;
   const bool far_;
+  const int64_t columns_ = rows_.grid.columns();
+  const int64_t roomy_ = columns_ >= kLanes ? rows_.count() - 1 : 0;  // rows that have a vector of numbers behind them
+  int64_t start_ = 0;  // of the image, in entries
   Plan<Interpolation, T, V, I> plan_;
   Mine samples_[2];  // those to be written, and the next ones
   int now_ = 0;
