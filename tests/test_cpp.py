@@ -398,12 +398,20 @@ def test_what_the_header_cannot_differentiate_is_an_error(header):
             torch.autograd.grad(gradient.sum(), (volume, rotations, shifts), retain_graph=True)
     # Those for data of the same call can.
     assert torch.autograd.grad(gradients[0].abs().square().sum(), rotations)[0].any()
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(volume.detach(), torch.ones_like(volume))
-        with pytest.raises(RuntimeError, match="jvp is not implemented"):
-            loss(dual, rotations, shifts)
-    with pytest.raises(RuntimeError, match="functorch"):
-        torch.func.grad(loss, argnums=1)(volume, rotations, shifts)
+
+    def inserted(images, rotations, shifts):
+        return header.backward_project(images, rotations, shifts)[0].abs().square().sum()
+
+    images = torch.randn(2, 6, 4, dtype=torch.complex128)
+    for function, data in ((loss, volume), (inserted, images)):
+        arguments = [x.detach() for x in (data, rotations, shifts)]
+        for i, x in enumerate(arguments):
+            with torch.autograd.forward_ad.dual_level():
+                dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+                with pytest.raises(RuntimeError, match="jvp is not implemented"):
+                    function(*arguments[:i], dual, *arguments[i + 1 :])
+            with pytest.raises(RuntimeError, match="functorch"):
+                torch.func.grad(function, argnums=i)(*arguments)
 
 
 VOLUME, IMAGES = torch.zeros(6, 6, 4, dtype=torch.complex64), torch.zeros(2, 6, 4, dtype=torch.complex64)
