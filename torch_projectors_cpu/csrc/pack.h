@@ -175,11 +175,6 @@ TORCH_PROJECTORS_WITHIN P rotated(const P& x, std::index_sequence<lane...>) {
   return __builtin_shufflevector(x, x, int((lane + shift) % sizeof...(lane))...);
 }
 
-template <int numbers, class P, std::size_t... lane>
-TORCH_PROJECTORS_WITHIN auto repeated(const P& x, std::index_sequence<lane...>) {
-  return __builtin_shufflevector(x, x, int(lane % numbers)...);
-}
-
 template <int group, int apart, class P, std::size_t... lane>
 TORCH_PROJECTORS_WITHIN P spread(const P& x, std::index_sequence<lane...>) {
   return __builtin_shufflevector(x, x, int(lane / group * apart)...);
@@ -290,9 +285,16 @@ TORCH_PROJECTORS_WITHIN Pack<T, N> first_lanes(const P& x) {
 template <class T, int lanes, int numbers>
 TORCH_PROJECTORS_WITHIN Pack<T, lanes> spread(const T* from) {
 #if defined(TORCH_PROJECTORS_SHUFFLE)
-  // Not by way of a part of x: compilers send that through memory, which waits for the store.
+  // Not by a shuffle of all lanes: compilers store the numbers, and read them as a longer vector, which waits for all
+  // that was stored before.
   if constexpr (numbers == 1) return everywhere<Pack<T, lanes>>(from[0]);
-  else return repeated<numbers>(load<Pack<T, numbers>>(from), std::make_index_sequence<lanes>());
+  else if constexpr (lanes == numbers) return load<Pack<T, lanes>>(from);
+  else if constexpr (numbers * sizeof(T) == 8 && lanes * int(sizeof(T)) <= kVector)
+    return (Pack<T, lanes>)everywhere<Pack<double, lanes / numbers>>(load<double>(from));
+  else {
+    const auto half = spread<T, lanes / 2, numbers>(from);
+    return beside<T, lanes / 2>(half, half);
+  }
 #else
   Pack<T, lanes> x{};
   for (int i = 0; i < lanes; ++i) x[i] = from[i % numbers];
