@@ -9,12 +9,40 @@
 namespace torch_projectors {
 namespace LEVEL {
 
+// Taps along x of samples at the edge, from x = 0 on: those that are stored as they are, and the mates of the others,
+// whose imaginary parts are turned. Tables, since vectors made of single numbers wait until these are stored. Kinds:
+// mirrored with the first tap at x = 0, which is a mate; not mirrored with it at x = -1; mirrored with it at x = -1.
+template <class Interpolation, class T, int numbers>
+struct EdgesAlongX {
+  static constexpr int taps = Interpolation::taps, lanes = taps * numbers, kinds = taps > 2 ? 3 : 1;
+  using Bits = decltype(index_of(T()));
+  alignas(64) T coefficients[kinds][2][Interpolation::degree + 1][lanes];
+  alignas(64) Bits taken[kinds][2][lanes];  // -1 for taps, else 0
+
+  constexpr EdgesAlongX() : coefficients(), taken() {
+    for (int kind = 0; kind < kinds; ++kind) {
+      const int first = kind == 0 ? 0 : -1, mates = kind == 2 ? 2 : 1;
+      for (int i = 0; i < taps; ++i) {
+        const bool mate = i < mates;
+        for (int c = 0; c < numbers; ++c) {
+          const int lane = (mate ? -first - i : first + i) * numbers + c;
+          taken[kind][mate][lane] = -1;
+          for (int power = 0; power <= Interpolation::degree; ++power)
+            coefficients[kind][mate][power][lane] =
+                T(Interpolation::coefficients[power][i]) * (mate && c == 1 ? T(-1) : T(1));
+        }
+      }
+    }
+  }
+};
+
 // x weights of all taps of a sample at once, each as often as an entry has numbers: a polynomial in t with packs for
 // coefficients.
 template <class Interpolation, class T, int numbers>
 struct AlongX {
   static constexpr int taps = Interpolation::taps, lanes = taps * numbers;
   using P = Pack<T, lanes>;
+  static constexpr EdgesAlongX<Interpolation, T, numbers> edges{};
 
   static TORCH_PROJECTORS_WITHIN P coefficient(int power) {
     P c{};
@@ -33,6 +61,27 @@ struct AlongX {
     P w = coefficient(Interpolation::degree) * T(Interpolation::degree);
     for (int power = Interpolation::degree - 1; power >= 1; --power) w = w * t + coefficient(power) * T(power);
     return w;
+  }
+
+  // Of a sample at the edge, from x = 0 on.
+  static TORCH_PROJECTORS_WITHIN P weights_at_edge(int kind, bool mates, P t) {
+    const auto& of = edges.coefficients[kind][mates];
+    P w = load<P>(of[Interpolation::degree]);
+    for (int power = Interpolation::degree - 1; power >= 0; --power) w = w * t + load<P>(of[power]);
+    return w;
+  }
+
+  static TORCH_PROJECTORS_WITHIN P slopes_at_edge(int kind, bool mates, P t) {
+    const auto& of = edges.coefficients[kind][mates];
+    if (Interpolation::degree == 0) return P{};
+    P w = load<P>(of[Interpolation::degree]) * T(Interpolation::degree);
+    for (int power = Interpolation::degree - 1; power >= 1; --power) w = w * t + load<P>(of[power]) * T(power);
+    return w;
+  }
+
+  // Zero where the edge has no taps, whatever x is.
+  static TORCH_PROJECTORS_WITHIN P only_taps(int kind, bool mates, const P& x) {
+    return lanes_of<T, lanes>(x, edges.taken[kind][mates]);
   }
 
   static TORCH_PROJECTORS_WITHIN P magnitude(P w) {
@@ -96,7 +145,7 @@ struct Reader {
   static constexpr int filling = kVector / int(numbers * sizeof(T)), many = real || filling < taps ? 1 : filling;
   static_assert(many <= kLanes, "what lies beyond a row is read as far as it is located");
 
-  Grid<V> grid;
+  const Volume<Interpolation, T, V>& entries;
   const T* volume;
 
   static T tap_weight(T w) { return real ? magnitude(w) : w; }
@@ -168,34 +217,26 @@ struct Reader {
 
   // Both of the taps that are stored as they are and of the mates of the others, a line is read from x = 0 on, of which
   // some entries are left out, whatever they are.
-  TORCH_PROJECTORS_APART void at_edge(const Volume<Interpolation, T, V>& entries, const Block<Interpolation, T, V>& b,
-                                      int u, Values<T, V, numbers>& to) const {
+  TORCH_PROJECTORS_APART void at_edge(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to) const {
     using P = typename X::P;
-    using Bits = decltype(index_of(T()));
     const typename Block<Interpolation, T, V>::Edge edge(b, entries, u);
-    alignas(64) T weights[2][taps * numbers] = {}, slopes_along[2][taps * numbers] = {};
-    alignas(64) Bits taken[2][taps * numbers] = {};
-    for (int i = 0; i < taps; ++i) {
-      const bool mate = i < edge.mirrored;
-      const int x = magnitude(b.k[0][u] + i) * numbers;
-      const T w = weight<Interpolation>(i, b.t[0][u]), s = slope<Interpolation>(i, b.t[0][u]);
-      for (int c = 0; c < numbers; ++c) {
-        const T sign = mate && c == 1 ? T(-1) : T(1);
-        weights[mate][x + c] = sign * tap_weight(w);
-        slopes_along[mate][x + c] = sign * tap_slope(s, w);
-        taken[mate][x + c] = -1;
-      }
-    }
+    const P t = everywhere<P>(b.t[0][u]);
     P value{}, derivative[3] = {};
     for (const bool mates : {false, true}) {
       P sum{}, along_y{}, along_z{};
       across<1, 0, 1>(b, u, sum, along_y, along_z, [&](int y, int z) {
-        return lanes_of<T, taps * numbers>(load<P>(volume + numbers * edge.start(mates, y, z)), taken[mates]);
+        return X::only_taps(edge.kind, mates, load<P>(volume + numbers * edge.start(mates, y, z)));
       });
-      const P x = load<P>(weights[mates]);
+      P x = X::weights_at_edge(edge.kind, mates, t);
+      if (slopes) {
+        P d = X::slopes_at_edge(edge.kind, mates, t);
+        if (real)
+          for (int i = 0; i < taps; ++i) d[i] = tap_slope(d[i], x[i]);
+        derivative[0] = sum * d + derivative[0];
+      }
+      if (real) x = X::magnitude(x);
       value = sum * x + value;
       if (!slopes) continue;
-      derivative[0] = sum * load<P>(slopes_along[mates]) + derivative[0];
       derivative[1] = along_y * x + derivative[1];
       derivative[2] = along_z * x + derivative[2];
     }
@@ -216,7 +257,7 @@ struct Reader {
   template <std::size_t... tap>
   TORCH_PROJECTORS_WITHIN void together(const Block<Interpolation, T, V>& b, int u, Values<T, V, numbers>& to,
                                         std::index_sequence<tap...> all) const {
-    assert(b.readable(grid, u, many));
+    assert(b.readable(entries.grid, u, many));
     using P = Pack<T, many * numbers>;
     P sum[taps] = {}, along_y[taps] = {}, along_z[taps] = {};
     (across<many / taps, tap, taps>(
@@ -241,7 +282,7 @@ struct Reader {
     for (int a = 0; a < V; ++a) p[a] = row.position(a, b.first + u);
     const T sign = b.sign[u];
     const bool finite = each_tap<Interpolation>(
-        grid, p, [&](int64_t offset, bool mirrored, const T (&w)[V], const T (&s)[V]) {
+        entries.grid, p, [&](int64_t offset, bool mirrored, const T (&w)[V], const T (&s)[V]) {
           T value[numbers];
           for (int c = 0; c < numbers; ++c) value[c] = volume[offset * numbers + c];
           if (!real && mirrored) value[numbers - 1] = -value[numbers - 1];
@@ -263,8 +304,8 @@ struct Reader {
   }
 
   // The block's samples. Asks for the entries of the next ones meanwhile, if they are far.
-  void read(const Volume<Interpolation, T, V>& entries, const Row<T, V>& row, const Block<Interpolation, T, V>& b,
-            const Block<Interpolation, T, V>* next, Values<T, V, numbers>& to) const {
+  void read(const Row<T, V>& row, const Block<Interpolation, T, V>& b, const Block<Interpolation, T, V>* next,
+            Values<T, V, numbers>& to) const {
     bool done = false;  // what is inside
     const int all = next == nullptr ? 0 : next->count;
     int asked = 0;
@@ -285,7 +326,7 @@ struct Reader {
         if (b.inside(u)) {
           if (!done) inside(b, u, to);
         } else if (b.at_edge(u) && entries.roomy) {
-          at_edge(entries, b, u, to);
+          at_edge(b, u, to);
         } else {
           anywhere(row, b, u, to);
         }
@@ -296,11 +337,10 @@ struct Reader {
   // Calls visit(row, block, values) for all samples of some rows, in order.
   template <int I, class Visit>
   void each(const View<T, V, I>& view, int64_t from, int64_t to, const Visit& visit) const {
-    const Volume<Interpolation, T, V> entries(grid);
-    const bool far = is_far(grid, numbers * sizeof(T));
+    const bool far = is_far(entries.grid, numbers * sizeof(T));
     Values<T, V, numbers> values;
     each_block<slopes>(entries, view, from, to, far, [&](const auto& row, const auto& b, const auto* next) {
-      read(entries, row, b, next, values);
+      read(row, b, next, values);
       visit(row, b, values);
     });
   }
@@ -357,12 +397,12 @@ void clear_beyond(const Rows<I>& rows, int64_t from, int64_t to, T* image) {
 template <class Interpolation, class T, int V, int I, bool real>
 void project(const Problem& q, const void* volumes, void* images, const Parallel& parallel) {
   constexpr int numbers = real ? 1 : 2;
-  const Grid<V> grid = grid_of<V>(q.volume_shape);
+  const Volume<Interpolation, T, V> entries(grid_of<V>(q.volume_shape));
   const Rows<I> rows(grid_of<I>(q.image_shape), q.cutoff);
   const int64_t columns = rows.grid.columns();
   each_task<T, V, I>(q, rows, parallel, [&](const View<T, V, I>& view, int64_t from, int64_t to) {
     const Reader<Interpolation, T, V, real, false> reader{
-        grid, static_cast<const T*>(volumes) + view.start_of_volume() * numbers};
+        entries, static_cast<const T*>(volumes) + view.start_of_volume() * numbers};
     T* image = static_cast<T*>(images) + view.start() * numbers;
     reader.each(view, from, to, [&](const auto& row, const auto& b, const auto& v) {
       T* out = image + (row.index * columns + b.first) * numbers;
@@ -388,14 +428,14 @@ template <class Interpolation, class T, int V, int I, bool real>
 void gradients(const Problem& q, const void* volumes, const void* images, void* grad_images, void* grad_rotations,
                void* grad_shifts, const Parallel& parallel) {
   constexpr int numbers = real ? 1 : 2;
-  const Grid<V> grid = grid_of<V>(q.volume_shape);
+  const Volume<Interpolation, T, V> entries(grid_of<V>(q.volume_shape));
   const Rows<I> rows(grid_of<I>(q.image_shape), q.cutoff);
   // Partial sums of fixed parts, added up in a fixed order: the same for any number of threads.
   const int64_t parts = (rows.count() + kRows - 1) / kRows;
   std::vector<PoseSums<V, I>> sums(size_t(q.batch * q.poses * parts));
   each_task<T, V, I>(q, rows, parallel, [&](const View<T, V, I>& view, int64_t from, int64_t to) {
     const Reader<Interpolation, T, V, real, true> reader{
-        grid, static_cast<const T*>(volumes) + view.start_of_volume() * numbers};
+        entries, static_cast<const T*>(volumes) + view.start_of_volume() * numbers};
     T* grad_image = grad_images == nullptr ? nullptr : static_cast<T*>(grad_images) + view.start() * numbers;
     if (grad_image != nullptr) clear_beyond<T, I, numbers>(rows, from, to, grad_image);
     PoseSums<V, I>& sum = sums[size_t(view.number() * parts + from / kRows)];
@@ -467,12 +507,11 @@ void gradients(const Problem& q, const void* volumes, const void* images, void* 
 
 template <class T>
 void roof(const Problem& q, const void* volumes, void* images, const Parallel& parallel) {
-  const Grid<3> grid = grid_of<3>(q.volume_shape);
+  const Volume<Linear, T, 3> entries(grid_of<3>(q.volume_shape));
   const Rows<2> rows(grid_of<2>(q.image_shape), q.cutoff);
   each_task<T, 3, 2>(q, rows, parallel, [&](const View<T, 3, 2>& view, int64_t from, int64_t to) {
     const T* volume = static_cast<const T*>(volumes) + view.start_of_volume() * 2;
-    const Volume<Linear, T, 3> entries(grid);
-    const bool far = is_far(grid, 2 * sizeof(T));
+    const bool far = is_far(entries.grid, 2 * sizeof(T));
     each_block<false>(entries, view, from, to, far, [&](const auto& row, const auto& b, const auto* next) {
       T* out = static_cast<T*>(images) + (view.start() + row.index * rows.grid.columns() + b.first) * 2;
       for (int u = 0; u < b.count; ++u) {

@@ -399,17 +399,17 @@ struct Block {
     for (const auto& line : offset) LEVEL::prefetch(volume + numbers * int64_t(line[u]));
   }
 
-  // Where the taps of a sample at the edge are stored; the first few along x, `mirrored`, as their mates.
+  // Where the taps of a sample at the edge are stored; the first or the first two along x as their mates.
   struct Edge {
     const Block& block;
-    const int u, mirrored;
+    const int u, kind;  // which: EdgesAlongX
     int64_t mate[V][taps];
 
     Edge(const Block& block, const Volume<Interpolation, T, V>& volume, int u)
         : block(block),
           u(u),
           // x = 0 of a mirrored sample is stored as it is.
-          mirrored(taps == 2 ? 1 : (block.sign[u] < 0 ? 1 : 0) - block.k[0][u]) {
+          kind(taps > 2 ? (block.sign[u] < 0 ? 0 : -1) - 2 * block.k[0][u] : 0) {
       int64_t stride = volume.columns;
       for (int a = 1; a < V; ++a) {
         for (int i = 0; i < taps; ++i) {

@@ -190,18 +190,16 @@ struct Writer {
   // nothing.
   TORCH_PROJECTORS_APART void at_edge(const Block<Interpolation, T, V>& b, int u, const T* value, T weight) const {
     const typename Block<Interpolation, T, V>::Edge edge(b, entries, u);
-    alignas(64) T along[2][taps * numbers] = {}, size_along[2][taps] = {};
-    for (int i = 0; i < taps; ++i) {
-      const bool mate = i < edge.mirrored;
-      const int x = magnitude(b.k[0][u] + i);
-      assert(x < taps);
-      const T w = torch_projectors::weight<Interpolation>(i, b.t[0][u]);
-      size_along[mate][x] = tap_size(w) * weight;
-      for (int c = 0; c < numbers; ++c)
-        along[mate][x * numbers + c] = tap_weight(w) * (mate && c == 1 ? -value[c] : value[c]);
+    const P t = everywhere<P>(b.t[0][u]), all = spread<T, taps * numbers, numbers>(value);
+    P values[2];
+    Q sizes[2];
+    for (const bool mates : {false, true}) {
+      P along = X::weights_at_edge(edge.kind, mates, t);
+      if (real) along = X::magnitude(along);
+      values[mates] = X::only_taps(edge.kind, mates, along * all);
+      const Q size = R::magnitude(R::weights_at_edge(edge.kind, mates, first_lanes<T, taps>(t)));
+      sizes[mates] = R::only_taps(edge.kind, mates, size * weight);
     }
-    const P values[] = {load<P>(along[0]), load<P>(along[1])};
-    const Q sizes[] = {load<Q>(size_along[0]), load<Q>(size_along[1])};
     for (int slow = 0; slow < taps; ++slow) {
       const int64_t plane = magnitude(b.k[V - 1][u] + slow);  // and that of mates
       if (plane < low || plane >= high) continue;
