@@ -9,17 +9,25 @@
 namespace torch_projectors {
 namespace LEVEL {
 
-// Taps along x of samples at the edge, from x = 0 on: those that are stored as they are, and the mates of the others,
-// whose imaginary parts are turned. Tables, since vectors made of single numbers wait until these are stored. Kinds:
-// mirrored with the first tap at x = 0, which is a mate; not mirrored with it at x = -1; mirrored with it at x = -1.
+// Tables of what taps along x are weighted with, each as often as an entry has numbers: the coefficient of t^power.
+// Vectors made of single numbers would wait until these are stored.
 template <class Interpolation, class T, int numbers>
-struct EdgesAlongX {
-  static constexpr int taps = Interpolation::taps, lanes = taps * numbers, kinds = taps > 2 ? 3 : 1;
+struct TapsAlongX {
+  static constexpr int taps = Interpolation::taps, lanes = taps * numbers, powers = Interpolation::degree + 1;
+  alignas(64) T coefficients[powers][lanes];
+
+  // Of samples at the edge, from x = 0 on: the taps that are stored as they are, and the mates of the others, whose
+  // imaginary parts are turned. Kinds: mirrored with the first tap at x = 0, which is a mate; not mirrored with it at
+  // x = -1; mirrored with it at x = -1.
+  static constexpr int kinds = taps > 2 ? 3 : 1;
   using Bits = decltype(index_of(T()));
-  alignas(64) T coefficients[kinds][2][Interpolation::degree + 1][lanes];
+  alignas(64) T at_edge[kinds][2][powers][lanes];
   alignas(64) Bits taken[kinds][2][lanes];  // -1 for taps, else 0
 
-  constexpr EdgesAlongX() : coefficients(), taken() {
+  constexpr TapsAlongX() : coefficients(), at_edge(), taken() {
+    for (int power = 0; power < powers; ++power)
+      for (int lane = 0; lane < lanes; ++lane)
+        coefficients[power][lane] = T(Interpolation::coefficients[power][lane / numbers]);
     for (int kind = 0; kind < kinds; ++kind) {
       const int first = kind == 0 ? 0 : -1, mates = kind == 2 ? 2 : 1;
       for (int i = 0; i < taps; ++i) {
@@ -27,8 +35,8 @@ struct EdgesAlongX {
         for (int c = 0; c < numbers; ++c) {
           const int lane = (mate ? -first - i : first + i) * numbers + c;
           taken[kind][mate][lane] = -1;
-          for (int power = 0; power <= Interpolation::degree; ++power)
-            coefficients[kind][mate][power][lane] =
+          for (int power = 0; power < powers; ++power)
+            at_edge[kind][mate][power][lane] =
                 T(Interpolation::coefficients[power][i]) * (mate && c == 1 ? T(-1) : T(1));
         }
       }
@@ -36,52 +44,30 @@ struct EdgesAlongX {
   }
 };
 
-// x weights of all taps of a sample at once, each as often as an entry has numbers: a polynomial in t with packs for
-// coefficients.
+// x weights of all taps of a sample at once: a polynomial in t with packs for coefficients.
 template <class Interpolation, class T, int numbers>
 struct AlongX {
-  static constexpr int taps = Interpolation::taps, lanes = taps * numbers;
+  static constexpr int taps = Interpolation::taps, lanes = taps * numbers, degree = Interpolation::degree;
   using P = Pack<T, lanes>;
-  static constexpr EdgesAlongX<Interpolation, T, numbers> edges{};
+  using Table = T[degree + 1][lanes];
+  static constexpr TapsAlongX<Interpolation, T, numbers> tables{};
 
-  static TORCH_PROJECTORS_WITHIN P coefficient(int power) {
-    P c{};
-    for (int i = 0; i < lanes; ++i) c[i] = T(Interpolation::coefficients[power][i / numbers]);
-    return c;
-  }
-
-  static TORCH_PROJECTORS_WITHIN P weights(P t) {
-    P w = coefficient(Interpolation::degree);
-    for (int power = Interpolation::degree - 1; power >= 0; --power) w = w * t + coefficient(power);
+  static TORCH_PROJECTORS_WITHIN P weights(P t, const Table& of = tables.coefficients) {
+    P w = load<P>(of[degree]);
+    for (int power = degree - 1; power >= 0; --power) w = w * t + load<P>(of[power]);
     return w;
   }
 
-  static TORCH_PROJECTORS_WITHIN P slopes(T t) {
-    if (Interpolation::degree == 0) return P{};
-    P w = coefficient(Interpolation::degree) * T(Interpolation::degree);
-    for (int power = Interpolation::degree - 1; power >= 1; --power) w = w * t + coefficient(power) * T(power);
-    return w;
-  }
-
-  // Of a sample at the edge, from x = 0 on.
-  static TORCH_PROJECTORS_WITHIN P weights_at_edge(int kind, bool mates, P t) {
-    const auto& of = edges.coefficients[kind][mates];
-    P w = load<P>(of[Interpolation::degree]);
-    for (int power = Interpolation::degree - 1; power >= 0; --power) w = w * t + load<P>(of[power]);
-    return w;
-  }
-
-  static TORCH_PROJECTORS_WITHIN P slopes_at_edge(int kind, bool mates, P t) {
-    const auto& of = edges.coefficients[kind][mates];
-    if (Interpolation::degree == 0) return P{};
-    P w = load<P>(of[Interpolation::degree]) * T(Interpolation::degree);
-    for (int power = Interpolation::degree - 1; power >= 1; --power) w = w * t + load<P>(of[power]) * T(power);
+  static TORCH_PROJECTORS_WITHIN P slopes(P t, const Table& of = tables.coefficients) {
+    if (degree == 0) return P{};
+    P w = load<P>(of[degree]) * T(degree);
+    for (int power = degree - 1; power >= 1; --power) w = w * t + load<P>(of[power]) * T(power);
     return w;
   }
 
   // Zero where the edge has no taps, whatever x is.
   static TORCH_PROJECTORS_WITHIN P only_taps(int kind, bool mates, const P& x) {
-    return lanes_of<T, lanes>(x, edges.taken[kind][mates]);
+    return lanes_of<T, lanes>(x, tables.taken[kind][mates]);
   }
 
   static TORCH_PROJECTORS_WITHIN P magnitude(P w) {
@@ -152,6 +138,15 @@ struct Reader {
 
   static T tap_slope(T s, T w) { return real ? (w < 0 ? -s : w > 0 ? s : T(0)) : s; }
 
+  template <class P>
+  static P tap_slopes(const P& slopes_along, const P& weights) {
+    T s[X::lanes], w[X::lanes];
+    store(s, slopes_along);
+    store(w, weights);
+    for (int i = 0; i < X::lanes; ++i) s[i] = tap_slope(s[i], w[i]);
+    return load<P>(s);
+  }
+
   // Weights or slopes along y or z of one tap of the samples u + first, u + first + apart, ... of a pack.
   template <bool slope, int samples, int first, int apart>
   static TORCH_PROJECTORS_WITHIN auto factor(const Block<Interpolation, T, V>& b, int axis, int tap, int u) {
@@ -201,11 +196,11 @@ struct Reader {
     across<1, 0, 1>(b, u, sum, along_y, along_z, [&](int y, int z) {
       return load<P>(volume + numbers * int64_t(b.offset[(z * taps + y) % b.lines][u]));
     });
-    P x = X::weights(everywhere<P>(b.t[0][u]));
+    const P t = everywhere<P>(b.t[0][u]);
+    P x = X::weights(t);
     if (slopes) {
-      P d = X::slopes(b.t[0][u]);
-      if (real)
-        for (int i = 0; i < taps; ++i) d[i] = tap_slope(d[i], x[i]);
+      P d = X::slopes(t);
+      if (real) d = tap_slopes(d, x);
       X::sum(sum * d, to.derivative[0] + numbers * u);
     }
     if (real) x = X::magnitude(x);
@@ -227,11 +222,11 @@ struct Reader {
       across<1, 0, 1>(b, u, sum, along_y, along_z, [&](int y, int z) {
         return X::only_taps(edge.kind, mates, load<P>(volume + numbers * edge.start(mates, y, z)));
       });
-      P x = X::weights_at_edge(edge.kind, mates, t);
+      const auto& along = X::tables.at_edge[edge.kind][mates];
+      P x = X::weights(t, along);
       if (slopes) {
-        P d = X::slopes_at_edge(edge.kind, mates, t);
-        if (real)
-          for (int i = 0; i < taps; ++i) d[i] = tap_slope(d[i], x[i]);
+        P d = X::slopes(t, along);
+        if (real) d = tap_slopes(d, x);
         derivative[0] = sum * d + derivative[0];
       }
       if (real) x = X::magnitude(x);
@@ -518,8 +513,7 @@ void roof(const Problem& q, const void* volumes, void* images, const Parallel& p
         if (next != nullptr && u < next->count) next->template prefetch<2>(volume, u);
         const auto line = [&](int i) { return load<Pack<T, 4>>(volume + 2 * int64_t(b.offset[i][u])); };
         const auto sum = (line(0) + line(1)) + (line(2) + line(3));
-        out[2 * u] = sum[0];
-        out[2 * u + 1] = sum[1];
+        store(out + 2 * u, first_lanes<T, 2>(sum));
       }
     });
   });

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #if defined(__GNUC__) && defined(__AVX__)
@@ -22,47 +23,83 @@
 namespace torch_projectors {
 namespace LEVEL {
 
-#if defined(__GNUC__)
-template <class T, int N>
-struct PackOf {
-  typedef T type __attribute__((vector_size(N * sizeof(T))));
-};
-template <class T, int N>
-using Pack = typename PackOf<T, N>::type;
+// Bytes of the level's vectors.
+#if !defined(__GNUC__)
+constexpr int kWidest = 0;
+#elif defined(__AVX512F__)
+constexpr int kWidest = 64;
+#elif defined(__AVX__)
+constexpr int kWidest = 32;
 #else
-template <class T, int N>
-struct Pack {
-  T v[N];
-  T operator[](int i) const { return v[i]; }
-  T& operator[](int i) { return v[i]; }
-};
-template <class T, int N>
-TORCH_PROJECTORS_WITHIN Pack<T, N> operator+(Pack<T, N> a, const Pack<T, N>& b) {
-  for (int i = 0; i < N; ++i) a[i] += b[i];
-  return a;
-}
-template <class T, int N>
-TORCH_PROJECTORS_WITHIN Pack<T, N> operator*(Pack<T, N> a, const Pack<T, N>& b) {
-  for (int i = 0; i < N; ++i) a[i] *= b[i];
-  return a;
-}
-template <class T, int N>
-TORCH_PROJECTORS_WITHIN Pack<T, N> operator*(Pack<T, N> a, T b) {
-  for (int i = 0; i < N; ++i) a[i] *= b;
-  return a;
-}
+constexpr int kWidest = 16;
 #endif
+
+template <class T, int N>
+struct Halves;
+
+template <class T, int N>
+struct VectorOf {
+#if defined(__GNUC__)
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+#else
+  static_assert(N == 1, "there are no vectors");
+  using type = T;
+#endif
+};
+
+template <class T, int N>
+struct HalvesOf {
+  using type = Halves<T, N>;
+};
+
+// N numbers: a vector, or halves where it would be larger than there are: what compilers make of such vectors goes
+// through memory by single numbers.
+template <class T, int N>
+using Pack = typename std::conditional_t<N == 1 || N * int(sizeof(T)) <= kWidest, VectorOf<T, N>, HalvesOf<T, N>>::type;
+
+template <class T, int N>
+struct Halves {
+  Pack<T, N / 2> low, high;
+};
+
+template <class P>
+constexpr bool split = false;
+template <class T, int N>
+constexpr bool split<Halves<T, N>> = true;
+
+template <class T, int N>
+TORCH_PROJECTORS_WITHIN Halves<T, N> operator+(const Halves<T, N>& a, const Halves<T, N>& b) {
+  return {a.low + b.low, a.high + b.high};
+}
+template <class T, int N>
+TORCH_PROJECTORS_WITHIN Halves<T, N> operator*(const Halves<T, N>& a, const Halves<T, N>& b) {
+  return {a.low * b.low, a.high * b.high};
+}
+template <class T, int N>
+TORCH_PROJECTORS_WITHIN Halves<T, N> operator*(const Halves<T, N>& a, T b) {
+  return {a.low * b, a.high * b};
+}
 
 template <class P, class T>
 TORCH_PROJECTORS_WITHIN P load(const T* p) {
-  P x;
-  std::memcpy(&x, p, sizeof(P));
-  return x;
+  if constexpr (split<P>) {
+    using Half = decltype(P::low);
+    return {load<Half>(p), load<Half>(p + sizeof(Half) / sizeof(T))};
+  } else {
+    P x;
+    std::memcpy(&x, p, sizeof(P));
+    return x;
+  }
 }
 
 template <class P, class T>
 TORCH_PROJECTORS_WITHIN void store(T* p, const P& x) {
-  std::memcpy(p, &x, sizeof(P));
+  if constexpr (split<P>) {
+    store(p, x.low);
+    store(p + sizeof(x.low) / sizeof(T), x.high);
+  } else {
+    std::memcpy(p, &x, sizeof(P));
+  }
 }
 
 TORCH_PROJECTORS_WITHIN int32_t index_of(float) { return 0; }
@@ -70,37 +107,42 @@ TORCH_PROJECTORS_WITHIN int64_t index_of(double) { return 0; }
 
 // Without signs: by bits, since to compare and choose takes four times the instructions.
 template <class T, int N, class P>
-TORCH_PROJECTORS_WITHIN P magnitudes(P x) {
+TORCH_PROJECTORS_WITHIN P magnitudes(const P& x) {
+  if constexpr (split<P>) {
+    return {magnitudes<T, N / 2>(x.low), magnitudes<T, N / 2>(x.high)};
+  } else {
 #if defined(__GNUC__)
-  using Bits = Pack<decltype(index_of(T())), N>;
-  return (P)((Bits)x & (Bits{} + std::numeric_limits<decltype(index_of(T()))>::max()));
+    using Bits = Pack<decltype(index_of(T())), N>;
+    return (P)((Bits)x & (Bits{} + std::numeric_limits<decltype(index_of(T()))>::max()));
 #else
-  for (T& lane : x.v) lane = std::abs(lane);
-  return x;
+    return std::abs(x);
 #endif
+  }
 }
 
 // 0 in lanes where `taken` is 0; elsewhere it is -1.
 template <class T, int N, class P, class Bits>
-TORCH_PROJECTORS_WITHIN P lanes_of(P x, const Bits* taken) {
+TORCH_PROJECTORS_WITHIN P lanes_of(const P& x, const Bits* taken) {
+  if constexpr (split<P>) {
+    return {lanes_of<T, N / 2>(x.low, taken), lanes_of<T, N / 2>(x.high, taken + N / 2)};
+  } else {
 #if defined(__GNUC__)
-  return (P)((Pack<Bits, N>)x & load<Pack<Bits, N>>(taken));
+    return (P)((Pack<Bits, N>)x & load<Pack<Bits, N>>(taken));
 #else
-  for (int i = 0; i < N; ++i) x[i] = taken[i] == 0 ? T(0) : x[i];
-  return x;
+    return *taken == 0 ? T(0) : x;
 #endif
+  }
 }
 
-// x in every lane: x - 0 is x, and x + 0 not always.
+// x in every lane.
 template <class P, class T>
 TORCH_PROJECTORS_WITHIN P everywhere(T x) {
-  P p{};
-#if defined(__GNUC__)
-  p = x - p;
-#else
-  for (T& lane : p.v) lane = x;
-#endif
-  return p;
+  if constexpr (split<P>) {
+    const auto half = everywhere<decltype(P::low)>(x);
+    return {half, half};
+  } else {
+    return x - P{};  // x - 0 is x, and x + 0 not always
+  }
 }
 
 // x, rounded: compilers would make one operation of the product that x is and the sum that follows, in one copy of the
@@ -139,14 +181,10 @@ TORCH_PROJECTORS_WITHIN void prefetch_all(const T* p, int64_t count) {
 #endif
 
 // Bytes of the level's vectors, if the compiler can join and spread them.
-#if !defined(TORCH_PROJECTORS_SHUFFLE)
-constexpr int kVector = 0;
-#elif defined(__AVX512F__)
-constexpr int kVector = 64;
-#elif defined(__AVX__)
-constexpr int kVector = 32;
+#if defined(TORCH_PROJECTORS_SHUFFLE)
+constexpr int kVector = kWidest;
 #else
-constexpr int kVector = 16;
+constexpr int kVector = 0;
 #endif
 
 // The lanes of a pack are `samples` groups, in which the taps of a sample follow each other, each with `numbers` numbers.
@@ -272,49 +310,69 @@ TORCH_PROJECTORS_WITHIN auto first_lanes(const P& x, std::index_sequence<lane...
 
 template <class T, int N, class P>
 TORCH_PROJECTORS_WITHIN Pack<T, N> first_lanes(const P& x) {
+  if constexpr (std::is_same_v<P, Pack<T, N>>) {
+    return x;
+  } else if constexpr (split<P>) {
+    return first_lanes<T, N>(x.low);
+  } else {
 #if defined(TORCH_PROJECTORS_SHUFFLE)
-  return first_lanes(x, std::make_index_sequence<N>());
+    return first_lanes(x, std::make_index_sequence<N>());
 #else
-  Pack<T, N> first{};
-  for (int i = 0; i < N; ++i) first[i] = x[i];
-  return first;
+    Pack<T, N> first;
+    std::memcpy(&first, &x, sizeof(first));
+    return first;
 #endif
+  }
 }
 
 // The same `numbers` for every tap.
 template <class T, int lanes, int numbers>
 TORCH_PROJECTORS_WITHIN Pack<T, lanes> spread(const T* from) {
-#if defined(TORCH_PROJECTORS_SHUFFLE)
-  // Not by a shuffle of all lanes: compilers store the numbers, and read them as a longer vector, which waits for all
-  // that was stored before.
-  if constexpr (numbers == 1) return everywhere<Pack<T, lanes>>(from[0]);
-  else if constexpr (lanes == numbers) return load<Pack<T, lanes>>(from);
-  else if constexpr (numbers * sizeof(T) == 8 && lanes * int(sizeof(T)) <= kVector)
-    return (Pack<T, lanes>)everywhere<Pack<double, lanes / numbers>>(load<double>(from));
-  else {
+  using P = Pack<T, lanes>;
+  if constexpr (numbers == 1) {
+    return everywhere<P>(from[0]);
+  } else if constexpr (lanes == numbers) {
+    return load<P>(from);
+  } else if constexpr (split<P>) {
     const auto half = spread<T, lanes / 2, numbers>(from);
-    return beside<T, lanes / 2>(half, half);
-  }
+    return {half, half};
+  } else {
+    // Not by a shuffle of all lanes: compilers store the numbers, and read them as a longer vector, which waits for all
+    // that was stored before.
+#if defined(TORCH_PROJECTORS_SHUFFLE)
+    if constexpr (numbers * sizeof(T) == 8) {
+      return (P)everywhere<Pack<double, lanes / numbers>>(load<double>(from));
+    } else {
+      const auto half = spread<T, lanes / 2, numbers>(from);
+      return beside<T, lanes / 2>(half, half);
+    }
 #else
-  Pack<T, lanes> x{};
-  for (int i = 0; i < lanes; ++i) x[i] = from[i % numbers];
-  return x;
+    P x{};
+    for (int i = 0; i < lanes; ++i) x[i] = from[i % numbers];
+    return x;
 #endif
+  }
 }
 
 // Sums over the taps of a sample: `numbers` of them.
 template <class T, int lanes, int numbers>
 TORCH_PROJECTORS_WITHIN void sum_taps(const Pack<T, lanes>& x, T* to) {
+  if constexpr (lanes == numbers) {
+    store(to, x);
+  } else if constexpr (split<Pack<T, lanes>>) {
+    sum_taps<T, lanes / 2, numbers>(x.low + x.high, to);
+  } else {
 #if defined(TORCH_PROJECTORS_SHUFFLE)
-  const auto sum = folded<lanes / 2, numbers>(x);
-  std::memcpy(to, &sum, numbers * sizeof(T));
+    const auto sum = folded<lanes / 2, numbers>(x);
+    std::memcpy(to, &sum, numbers * sizeof(T));
 #else
-  for (int c = 0; c < numbers; ++c) {
-    T s = x[c];
-    for (int i = numbers; i < lanes; i += numbers) s += x[i + c];
-    to[c] = s;
-  }
+    for (int c = 0; c < numbers; ++c) {
+      T s = x[c];
+      for (int i = numbers; i < lanes; i += numbers) s += x[i + c];
+      to[c] = s;
+    }
 #endif
+  }
 }
 
 }  // namespace LEVEL

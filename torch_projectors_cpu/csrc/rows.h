@@ -402,7 +402,7 @@ struct Block {
   // Where the taps of a sample at the edge are stored; the first or the first two along x as their mates.
   struct Edge {
     const Block& block;
-    const int u, kind;  // which: EdgesAlongX
+    const int u, kind;  // which: TapsAlongX
     int64_t mate[V][taps];
 
     Edge(const Block& block, const Volume<Interpolation, T, V>& volume, int u)

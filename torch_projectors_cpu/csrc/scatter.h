@@ -194,10 +194,10 @@ struct Writer {
     P values[2];
     Q sizes[2];
     for (const bool mates : {false, true}) {
-      P along = X::weights_at_edge(edge.kind, mates, t);
+      P along = X::weights(t, X::tables.at_edge[edge.kind][mates]);
       if (real) along = X::magnitude(along);
       values[mates] = X::only_taps(edge.kind, mates, along * all);
-      const Q size = R::magnitude(R::weights_at_edge(edge.kind, mates, first_lanes<T, taps>(t)));
+      const Q size = R::magnitude(R::weights(first_lanes<T, taps>(t), R::tables.at_edge[edge.kind][mates]));
       sizes[mates] = R::only_taps(edge.kind, mates, size * weight);
     }
     for (int slow = 0; slow < taps; ++slow) {
