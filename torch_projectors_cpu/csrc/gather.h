@@ -341,6 +341,7 @@ struct Reader {
   }
 };
 
+constexpr int kAhead = 2;  // rows: images that are read once or twice come from memory, and are asked for
 constexpr int64_t kRows = 16;  // a task: neighbours share cache lines, and threads share the load
 
 // Calls work(view, first row, last row) on the rows of all images: tasks, which threads take as they get free.
@@ -440,6 +441,7 @@ void gradients(const Problem& q, const void* volumes, const void* images, void* 
       T* out = grad_image == nullptr ? nullptr : grad_image + at;
       const int n = b.count;
       const Complex<T> c = row.phase;
+      if (row.index + kAhead < rows.count()) prefetch_all(in + kAhead * rows.grid.columns() * numbers, n * numbers);
       const auto& k = rows.frequencies(row.index);
       alignas(64) T gr[kBlock], gi[kBlock];  // the image, shifted back
       T torque = 0, twist = 0;

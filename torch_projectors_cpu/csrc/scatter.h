@@ -455,7 +455,6 @@ class Inserter {
 
  private:
   static constexpr int numbers = real ? 1 : 2;
-  static constexpr int kAhead = 2;  // rows: images are read once or twice, and come from memory
   using Mine = Samples<Interpolation, T, V, numbers>;
 
   Writer<Interpolation, T, V, real> writer(int64_t batch, int64_t low, int64_t high) const {
