@@ -341,7 +341,7 @@ TORCH_PROJECTORS_WITHIN Pack<T, lanes> spread(const T* from) {
     // that was stored before.
 #if defined(TORCH_PROJECTORS_SHUFFLE)
     if constexpr (numbers * sizeof(T) == 8) {
-      return (P)everywhere<Pack<double, lanes / numbers>>(load<double>(from));
+      return (P)everywhere<Pack<int64_t, lanes / numbers>>(load<int64_t>(from));
     } else {
       const auto half = spread<T, lanes / 2, numbers>(from);
       return beside<T, lanes / 2>(half, half);
