@@ -197,25 +197,29 @@ def _along(what: str, run: Run, problems: dict[str, Problem], contestants: dict[
 
 
 def in_environments(
-    run: Run, by_name: dict[str, dict[str, str]], problems: Sequence[Problem]
+    run: Run, by_name: dict[str, dict[str, str]], problems: Sequence[Problem], dtype: str
 ) -> Iterator[Row]:
     """And how much faster than in the first."""
-    found = environments.measure(by_name, problems, run.sizes.processes, run.settings, run.progress)
+    settings = {**run.settings, "dtype": dtype}
+    found = environments.measure(by_name, problems, run.sizes.processes, settings, run.progress)
     for (problem, operation), seconds in found.items():
         first = seconds[next(iter(by_name))]["median"]
         ratio = {name: first / t["median"] for name, t in seconds.items()}
-        yield {**described(problem, operation), "seconds": seconds, "ratio": ratio}
+        yield {**described(problem, operation), "dtype": dtype, "seconds": seconds, "ratio": ratio}
 
 
 def by_level(run: Run) -> Iterator[Row]:
     problems = [Problem("3-2", name, *run.sizes.level) for name in ("linear", "cubic")]
-    yield from in_environments(run, {name: {environments.LEVEL: name} for name in run.sizes.levels}, problems)
+    levels = {name: {environments.LEVEL: name} for name in run.sizes.levels}
+    for dtype in DTYPES:
+        yield from in_environments(run, levels, problems, dtype)
 
 
 def kept_memory(run: Run) -> Iterator[Row]:
     """With memory for results from the system, and with what the process has kept of results before."""
     problems = [Problem("3-2", "linear", box, poses) for box, poses in run.sizes.poses]
-    yield from in_environments(run, {"as it is": {}, "kept": environments.KEPT_MEMORY}, problems)
+    memory = {"as it is": {}, "kept": environments.KEPT_MEMORY}
+    yield from in_environments(run, memory, problems, run.dtype)
 
 
 def large_volume(run: Run) -> dict[str, Any]:

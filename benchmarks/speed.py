@@ -120,11 +120,14 @@ def scaling(rows: Sequence[Row]) -> Rows:
 
 def by_environment(rows: Sequence[Row]) -> Rows:
     names = list(rows[0]["seconds"])
-    table = [["interpolation", *PLACE, *names, *[f"faster, {name}" for name in names[1:]]]]
+    precisions = len({r["dtype"] for r in rows}) > 1
+    head = ["precision"] if precisions else []
+    table = [[*head, "interpolation", *PLACE, *names, *[f"faster, {name}" for name in names[1:]]]]
     for r in rows:
         times = [ms(r, r["seconds"][name]) for name in names]
         faster = [f"{r['ratio'][name]:.2f}" for name in names[1:]]
-        table.append([r["interpolation"], *place(r), *times, *faster])
+        head = [r["dtype"]] if precisions else []
+        table.append([*head, r["interpolation"], *place(r), *times, *faster])
     return table
 
 
