@@ -39,6 +39,7 @@ class Case:
     rotation_batch: int = 1
     shift_batch: Optional[int] = 1  # None: no shifts
     stretch: float = 0.0  # how far matrices are from rotations
+    aligned: bool = False  # matrices swap and mirror axes, so that samples lie on grid points
     pairs_once: bool = False
 
     def __str__(self) -> str:
@@ -65,6 +66,9 @@ class Case:
         images = spectrum(self.batch, self.poses, *stored_shape(self.image_shape))
         weights = normal(*images.shape).abs()
         matrices, _ = torch.linalg.qr(normal(self.rotation_batch, self.poses, dims, dims))
+        if self.aligned:
+            order = normal(self.rotation_batch, self.poses, dims).argsort(-1)
+            matrices = torch.nn.functional.one_hot(order, dims) * matrices.sign()
         rotations = (matrices + self.stretch * normal(*matrices.shape)).contiguous()
         shifts = None
         if self.shift_batch is not None:
@@ -93,6 +97,7 @@ def _options(dims: int, image_dims: int) -> dict[str, dict]:
         "beyond the band": {**shapes(small, big), "cutoff": math.inf},
         "cutoff": {**shapes(even, odd), "cutoff": 2.2},
         "stretched": {**shapes(even, even), "stretch": 0.3, "oversampling": 1.5},
+        "aligned": {**shapes(even, even), "aligned": True, "poses": 8},
         "pairs once": {**shapes(odd, even), "cutoff": math.inf, "pairs_once": True},
         "pairs once, unshifted": {**shapes(even, odd), "shift_batch": None, "pairs_once": True},
         "one batch of poses": {**shapes(even, odd), "batch": 2},

@@ -334,8 +334,10 @@ struct Block {
           s = std::floor(p[0] + T(0.5)) < 0 ? T(-1) : T(1);
           for (int a = 0; a < V; ++a) f[a] = s * std::floor(p[a] + T(0.5));
         } else {
-          s = std::copysign(T(1), p[0]);
-          for (int a = 0; a < V; ++a) f[a] = std::floor(s * p[a]);
+          // The same taps as p has: on a grid point, that and the next one as p sees it.
+          const T mirrored = p[0] < 0 ? T(1) : T(0);
+          s = 1 - 2 * mirrored;
+          for (int a = 0; a < V; ++a) f[a] = s * std::floor(p[a]) - mirrored;
         }
         sign[u] = s;
         int32_t band = int32_t(f[0] <= volume.high[0][lane]);
