@@ -29,7 +29,7 @@ class Sizes:
     # As many samples to a percent or two, from as many bytes: the image is as large as the volumes.
     geometries: tuple[tuple[str, int, int], ...] = (("3-2", 128, 260), ("3-3", 128, 3), ("2-2", 1458, 2))
     call: tuple[int, int] = (32, 8)
-    memory: tuple[int, tuple[int, ...]] = (128, (16, 128, 1024))
+    memory: tuple[tuple[int, ...], tuple[int, ...]] = ((64, 128), (16, 128, 1024))  # boxes, poses
     memory_operations: tuple[str, ...] = OPERATIONS
     along_box: tuple[tuple[int, ...], int] = ((32, 48, 64, 96, 128, 192, 256), 64)
     along_poses: tuple[int, tuple[int, ...]] = (128, (1, 2, 4, 8, 16, 32, 64, 128, 256, 512))
@@ -42,7 +42,7 @@ class Sizes:
 QUICK = Sizes(
     poses=((32, 2),),
     geometries=(("3-2", 16, 40), ("3-3", 16, 3), ("2-2", 64, 2)),
-    memory=(32, (16,)),
+    memory=((32,), (16,)),
     memory_operations=("forward",),
     along_box=((16, 32), 2),
     along_poses=(16, (1, 4)),
@@ -170,9 +170,9 @@ def call(run: Run) -> Iterator[Row]:
 
 
 def memory_by_poses(run: Run) -> Iterator[Row]:
-    box, poses = run.sizes.memory
-    for operation, n in itertools.product(run.sizes.memory_operations, poses):
-        run.progress(f"memory, {n} poses: {operation}")
+    boxes, poses = run.sizes.memory
+    for box, operation, n in itertools.product(boxes, run.sizes.memory_operations, poses):
+        run.progress(f"memory, box {box}, {n} poses: {operation}")
         problem = Problem("3-2", "linear", box, n)
         yield {**described(problem, operation), **memory.measure(problem, operation, run.settings)}
 

@@ -191,7 +191,7 @@ class Trial {
     q_.volume_dims = kind == 0 ? 2 : 3;
     q_.image_dims = kind == 2 ? 3 : 2;
     q_.batch = random_.one_of({0, 1, 1, 1, 1, 2, 2, 3});
-    q_.poses = random_.one_of({0, 1, 1, 2, 2, 3, 4, 5});
+    q_.poses = random_.one_of({0, 1, 1, 2, 2, 3, 4, 5, 40});
     draw_shape(q_.volume_shape, q_.volume_dims, random_.one_of({3, 12, 40}));
     draw_shape(q_.image_shape, q_.image_dims, work < 1e6 ? random_.one_of({3, 12, 40}) : random_.one_of({20, 60, 120}));
     // Entries of large volumes are asked for ahead.
@@ -512,6 +512,7 @@ class Trial {
     const Arrays done = results("backward_project with mates", {volumes_, volumes_.of_reals()}, complete);
     const Arrays same = once("add_mates", {volumes_, volumes_.of_reals()}, How::threads, complete_later);
     for (size_t i = 0; i < 2; ++i) check_completed(done[i], same[i]);
+    check_added(volumes, backward);
     if (!finite_) return;
     const Array<T> v = input(volumes_.of_reals(), [&](int64_t) { return double(random_.between(-1, 1)); });
     const auto forward = [&](Problem& q, const Pointers& to) {
@@ -521,6 +522,30 @@ class Trial {
     };
     const Arrays read = results("forward_project of weights", {images_.of_reals()}, forward);
     check_adjoint("the transpose of weights", read[0], weights_, v, volumes[1]);
+  }
+
+  // To what volumes hold.
+  template <class Call>
+  void check_added(const Arrays& alone, const Call& backward) {
+    const auto number = [&](int64_t) { return double(random_.between(-4, 4)); };
+    const Array<T> before[] = {input(alone[0].layout, number), input(alone[1].layout, number)};
+    const auto add = [&](const Problem& q, const Pointers& to) {
+      Problem added = q;
+      added.add = 1;
+      for (size_t i = 0; i < 2; ++i)
+        before[i].layout.each([&](int64_t, int64_t, int64_t, int64_t at) { to[i][at] = before[i].data[at]; });
+      return backward(added, to);
+    };
+    const Arrays sums = results("backward_project that adds", {alone[0].layout, alone[1].layout}, add);
+    if (!finite_) return;
+    const double terms = 4 * double(samples()) + 4;
+    const double bound = exact_ ? 0 : double(std::numeric_limits<T>::epsilon()) * double(samples() + taps() + 1) * terms;
+    for (size_t i = 0; i < 2; ++i)
+      alone[i].layout.each([&](int64_t, int64_t, int64_t, int64_t at) {
+        const double expected = double(before[i].data[at]) + double(alone[i].data[at]), found = double(sums[i].data[at]);
+        if (!(std::abs(found - expected) <= bound))
+          fail("backward_project that adds: expected %.17g, got %.17g", expected, found);
+      });
   }
 
   void check_mates() {

@@ -53,6 +53,21 @@ LARGE = [
     for interpolation in INTERPOLATION_CODES
 ]
 
+# Enough images that they are added to several copies of a volume.
+MANY = [
+    Case(
+        "many",
+        (16,) * dims,
+        (16,) * image_dims,
+        interpolation,
+        batch=2,
+        poses=150 if image_dims == 2 else 15,
+        shift_batch=2,
+    )
+    for dims, image_dims in GEOMETRIES
+    for interpolation in INTERPOLATION_CODES
+]
+
 # Their entries are asked for ahead; rows are longer than a block.
 FAR = [
     Case(
@@ -132,9 +147,9 @@ def test_it_serves_the_cpu_with_kernels_for_every_op():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"torch_projectors::{name}", "CPU")
 
 
-@pytest.mark.parametrize("case", FAR, ids=str)
+@pytest.mark.parametrize("case", MANY + FAR, ids=str)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-def test_volumes_larger_than_caches_agree_with_the_reference(case, dtype):
+def test_many_images_and_volumes_larger_than_caches_agree_with_the_reference(case, dtype):
     result = verification._run("cpu", "cpu", dtype, case)
     assert result.passed, result
 
@@ -164,7 +179,7 @@ def test_every_level_of_vector_instructions_agrees_with_the_reference(level):
     run(program, level, TORCH_PROJECTORS_CPU_LEVEL=level)
 
 
-@pytest.mark.parametrize("case", LARGE, ids=str)
+@pytest.mark.parametrize("case", LARGE + MANY, ids=str)
 def test_results_are_the_same_to_the_last_bit_for_any_number_of_threads(case, threads):
     threads(1)
     expected = outputs(case)
@@ -195,7 +210,7 @@ def spread_like_their_values(call: Any, reference: Any, inputs: tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("spoilt", ["images", "weights"])
-@pytest.mark.parametrize("case", LARGE, ids=str)
+@pytest.mark.parametrize("case", LARGE + MANY, ids=str)
 def test_what_is_not_finite_stays_where_its_taps_are_for_any_number_of_threads(case, spoilt, threads):
     _, _, images, weights, rotations, shifts = arguments(case)
 

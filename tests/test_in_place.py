@@ -17,7 +17,7 @@ from torch import Tensor
 
 import torch_projectors as tp
 from torch_projectors import ops
-from torch_projectors.cases import CASES, Case, Inputs
+from torch_projectors.cases import CASES, GEOMETRIES, Case, Inputs
 from torch_projectors.spectrum import stored_shape
 
 SHAPES = [
@@ -158,7 +158,10 @@ for x, y, z in zip(inserted, sums, expected):
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+MANY = [Case("many", (8,) * v, (8,) * i, "linear", batch=2, poses=40) for v, i in GEOMETRIES]
+
+
+@pytest.mark.parametrize("case", CASES + MANY, ids=str)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_projections_are_added_to_what_volumes_hold(case: Case, weighted: bool, backend: str) -> None:
     """To rounding: of each entry one more sum than in a volume of their own."""

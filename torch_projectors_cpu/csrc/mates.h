@@ -39,21 +39,25 @@ void add_mates_between(const Grid<V>& grid, int64_t low, int64_t high, T* volume
   }
 }
 
-// Of a volume from `start` on, and of its weights, which may be null.
+// Of a volume and of its weights, which may be null.
 template <class T, int V, int numbers>
-void add_mates_between(const Grid<V>& grid, int64_t low, int64_t high, T* volumes, T* weight_volumes, int64_t start) {
-  add_mates_between<T, V, numbers>(grid, low, high, volumes + start * numbers);
-  if (weight_volumes != nullptr) add_mates_between<T, V, 1>(grid, low, high, weight_volumes + start);
+void add_mates_between(const Grid<V>& grid, int64_t low, int64_t high, T* volume, T* weights) {
+  add_mates_between<T, V, numbers>(grid, low, high, volume);
+  if (weights != nullptr) add_mates_between<T, V, 1>(grid, low, high, weights);
 }
 
 template <class, class T, int V, int, bool real>
 void add_mates(const Problem& q, void* volumes, void* weight_volumes, const Parallel& parallel) {
+  constexpr int numbers = real ? 1 : 2;
   const Grid<V> grid = grid_of<V>(q.volume_shape);
-  const int64_t tasks = grid.shape[V - 1] / 2 + 1;
-  parallel(q.batch * tasks, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i)
-      add_mates_between<T, V, real ? 1 : 2>(grid, i % tasks, i % tasks + 1, static_cast<T*>(volumes),
-                                            static_cast<T*>(weight_volumes), i / tasks * q.volume_stride);
+  const int64_t planes = grid.shape[V - 1] / 2 + 1;
+  T *const volume = static_cast<T*>(volumes), *const weights = static_cast<T*>(weight_volumes);
+  parallel(q.batch * planes, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) {
+      const int64_t start = i / planes * q.volume_stride, k = i % planes;
+      add_mates_between<T, V, numbers>(grid, k, k + 1, volume + start * numbers,
+                                       weights == nullptr ? nullptr : weights + start);
+    }
   });
 }
 

@@ -74,6 +74,12 @@ class Rows {
 
   int64_t count() const { return int64_t(columns_.size()); }
 
+  int64_t samples() const {
+    int64_t n = 0;
+    for (const int32_t columns : columns_) n += columns;
+    return n;
+  }
+
   // How many columns of the row lie within the cutoff.
   int64_t columns(int64_t row) const { return columns_[size_t(row)]; }
 

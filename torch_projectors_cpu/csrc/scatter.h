@@ -4,12 +4,10 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
-#include <mutex>
-#include <thread>
 
 #include "gather.h"
 #include "mates.h"
+#include "shares.h"
 
 namespace torch_projectors {
 namespace LEVEL {
@@ -126,27 +124,18 @@ struct Writer {
   const Grid<V> grid;
   T* volume;
   T* weights;                // or null
-  int64_t low, high;         // own frequencies of the slowest axis: low <= |k| < high
-  int64_t begin[2], end[2];  // own entries
+  int64_t low, high;  // own frequencies of the slowest axis: low <= |k| < high
+  const Planes own;
   alignas(64) int32_t usual[kBlock];  // whether taps of a sample that are not own can be added, without weight, to own
 
   Writer(const Volume<Interpolation, T, V>& entries, T* volume, T* weights, int64_t low, int64_t high)
-      : entries(entries), grid(entries.grid), volume(volume), weights(weights), low(low), high(high) {
-    const int64_t n = grid.shape[V - 1], slice = grid.size() / n;
-    begin[0] = low * slice;
-    end[0] = high * slice;
-    // -n/2 of an even axis is stored as n/2.
-    begin[1] = std::max(n - high + 1, n / 2 + 1) * slice;
-    end[1] = std::min(n - low + 1, n) * slice;
-  }
-
-  void clear() const {
-    for (int i = 0; i < 2; ++i) {
-      if (begin[i] >= end[i]) continue;
-      std::memset(volume + begin[i] * numbers, 0, size_t((end[i] - begin[i]) * numbers) * sizeof(T));
-      if (weights != nullptr) std::memset(weights + begin[i], 0, size_t(end[i] - begin[i]) * sizeof(T));
-    }
-  }
+      : entries(entries),
+        grid(entries.grid),
+        volume(volume),
+        weights(weights),
+        low(low),
+        high(high),
+        own(grid, low, high) {}
 
   static T tap_size(T w) { return Interpolation::negative ? magnitude(w) : w; }
   static T tap_weight(T w) { return real ? tap_size(w) : w; }
@@ -216,15 +205,13 @@ struct Writer {
     }
   }
 
-  bool own(int64_t at) const { return (at >= begin[0] && at < end[0]) || (at >= begin[1] && at < end[1]); }
-
   TORCH_PROJECTORS_APART void anywhere(const T (&p)[V], const T* value, T weight, T sign) const {
     const T lowest = std::floor(p[V - 1] + T(Interpolation::rounding)) + T(Interpolation::first);
     const T highest = lowest + T(taps - 1), inner = std::max(std::max(lowest, -highest), T(0));
     if ((std::max(-lowest, highest) < T(low) || inner >= T(high)) && p[0] - p[0] == 0 && p[1] - p[1] == 0) return;
     const bool finite = each_tap<Interpolation>(
         grid, p, [&](int64_t offset, bool mirrored, const T (&w)[V], const T (&)[V]) {
-          if (!own(offset)) return;
+          if (!own.hold(offset)) return;
           T product = 1, size = 1;
           for (int a = 0; a < V; ++a) {
             product *= tap_weight(w[a]);
@@ -286,164 +273,32 @@ struct Writer {
   }
 };
 
-// Ranges of |k| along the slowest axis, of about equal load, which threads divide among each other.
-constexpr int kSlabs = 64;
-using Limits = std::array<int64_t, kSlabs + 1>;
-
-// Where samples lie along that axis, by a few of them.
-template <class T, int V, int I>
-Limits slabs(View<T, V, I>& view, int64_t poses, int64_t n) {
-  std::vector<double> load(size_t(n / 2 + 1), 1e-3);
-  const int64_t count = view.rows.count(), row_step = std::max<int64_t>(1, count / 8);
-  const int64_t pose_step = std::max<int64_t>(1, poses / 64);
-  for (int64_t p = 0; p < poses; p += pose_step) {
-    view.set(0, p);
-    for (int64_t index = p % row_step; index < count; index += row_step) {
-      const Row<T, V> row = view.row(index);
-      const int64_t column_step = std::max<int64_t>(1, row.count / 8);
-      for (int64_t j = 0; j < row.count; j += column_step) {
-        const double at = std::abs(double(row.position(V - 1, j)));
-        if (at < double(load.size())) load[size_t(at)] += 1;
-      }
-    }
-  }
-  double total = 0, sum = 0;
-  for (double x : load) total += x;
-  Limits limits;
-  limits.fill(n / 2 + 1);
-  limits[0] = 0;
-  size_t have = 1;
-  for (size_t k = 0; k < load.size(); ++k) {
-    sum += load[k];
-    while (have < kSlabs && sum >= total * double(have) / kSlabs) limits[have++] = int64_t(k) + 1;
-  }
-  return limits;
-}
-
-// Images from `pose` on of a batch, to be added to low <= |k| < high.
-struct Job {
-  int64_t batch, low, high, pose;
-};
-
-// What each thread is at. One that has nothing left takes what nobody has begun, then a part of what another has, from
-// the next image on: cores are not all as fast, nor free at once. Entries still get their terms in order.
-class Shares {
- public:
-  explicit Shares(int64_t poses) : poses_(poses) {}
-
-  // Neighbours among slabs from..to - 1 that nobody has begun: first..last - 1.
-  bool begin(int64_t from, int64_t to, int64_t& first, int64_t& last) {
-    for (first = from; first < to && begun_[size_t(first)].exchange(true); ++first) {
-    }
-    for (last = first + 1; last < to && !begun_[size_t(last)].exchange(true); ++last) {
-    }
-    return first < to;
-  }
-
-  // Calls add(batch, low, high, pose) for what is left of the job at each of its images, after start(job), and at last
-  // end(what is left of it).
-  template <class Start, class Add, class End>
-  void work(int64_t share, const Job& job, const Start& start, const Add& add, const End& end) {
-    Share& mine = shares_[size_t(share)];
-    {
-      const std::lock_guard<std::mutex> lock(mine.mutex);
-      mine.job = job;
-      mine.at.store(job.pose - 1, std::memory_order_relaxed);
-      mine.open = true;
-    }
-    start(job);
-    for (int64_t p = job.pose; p < poses_; ++p) {
-      Job left;
-      {
-        const std::lock_guard<std::mutex> lock(mine.mutex);
-        mine.at.store(p, std::memory_order_release);
-        left = mine.job;
-      }
-      add(left.batch, left.low, left.high, p);
-    }
-    Job left;
-    {
-      const std::lock_guard<std::mutex> lock(mine.mutex);
-      mine.at.store(poses_, std::memory_order_release);
-      mine.open = false;
-      left = mine.job;
-    }
-    end(left);
-  }
-
-  // Half of what another thread has left, once that has added all that comes before. It may be at its next job by then,
-  // which only lets this one wait longer.
-  bool take(const Limits& limits, Job& job) {
-    for (Share& other : shares_) {
-      {
-        const std::lock_guard<std::mutex> lock(other.mutex);
-        const int64_t next = other.at.load(std::memory_order_relaxed) + 1;
-        if (!other.open || next >= poses_) continue;
-        const int64_t middle = split(limits, other.job.low, other.job.high);
-        if (middle == other.job.low) continue;
-        job = {other.job.batch, middle, other.job.high, next};
-        other.job.high = middle;
-      }
-      while (other.at.load(std::memory_order_acquire) < job.pose) std::this_thread::yield();
-      return true;
-    }
-    return false;
-  }
-
- private:
-  struct Share {
-    std::mutex mutex;
-    std::atomic<int64_t> at{0};  // the image that is being added
-    Job job{};
-    bool open = false;
-  };
-
-  // A limit between, or `low` if there is none.
-  static int64_t split(const Limits& limits, int64_t low, int64_t high) {
-    const auto first = std::upper_bound(limits.begin(), limits.end(), low);
-    const auto last = std::lower_bound(first, limits.end(), high);
-    return first == last ? low : *(first + (last - first) / 2);
-  }
-
-  const int64_t poses_;
-  std::array<Share, kSlabs> shares_;
-  std::array<std::atomic<bool>, kSlabs> begun_{};
-};
-
-// Of more memory than the first, a thread adds to as much as the second at once: it stays in cache as all images pass.
-constexpr int64_t kCachedRange = 32 << 20, kSlabBytes = 8 << 20;
-
 // Adds images to ranges of |k| along the slowest axis of volumes.
 template <class Interpolation, class T, int V, int I, bool real>
 class Inserter {
+  static constexpr int numbers = real ? 1 : 2;
+
  public:
   View<T, V, I> view;
 
   Inserter(const Problem& q, const Rows<I>& rows, const Volume<Interpolation, T, V>& entries, const void* images,
-           const void* weights, void* volumes, void* weight_volumes)
+           const void* weights, const Sums<T, V, numbers>& sums)
       : view(q, rows),
-        q_(q),
         rows_(rows),
         entries_(entries),
         images_(static_cast<const T*>(images)),
         weights_(static_cast<const T*>(weights)),
-        volumes_(static_cast<T*>(volumes)),
-        weight_volumes_(static_cast<T*>(weight_volumes)),
-        far_(is_far(entries.grid, sizeof(T) * (numbers + (weights == nullptr ? 0 : 1)))) {}
+        sums_(sums),
+        far_(is_far(entries.grid, size_t(sums.bytes() / entries.grid.size()))) {}
 
-  void clear(const Job& job) const { writer(job.batch, job.low, job.high).clear(); }
-
-  void add_mates(const Job& job) const {
-    add_mates_between<T, V, numbers>(entries_.grid, job.low, job.high, volumes_, weight_volumes_,
-                                     job.batch * q_.volume_stride);
-  }
-
-  void add(int64_t batch, int64_t low, int64_t high, int64_t pose) {
-    Writer<Interpolation, T, V, real> to = writer(batch, low, high);
-    view.set(batch, pose);
+  // The image that is the job's next.
+  void add(const Job& job) {
+    Writer<Interpolation, T, V, real> to{entries_, sums_.volume(job.batch, job.copy),
+                                         sums_.weights(job.batch, job.copy), job.low, job.high};
+    view.set(job.batch, job.pose);
     start_ = view.start();
     for (int64_t first = 0; first < rows_.count(); first += plan_.most) {
-      plan_.set(view, first, low, high);
+      plan_.set(view, first, job.low, job.high);
       for (int visit = 0; visit < plan_.visits; ++visit) {
         if (visit + kAhead < plan_.visits) fetch(first, visit + kAhead);
         add_row(first + plan_.row[visit], plan_.part(visit), to);
@@ -454,14 +309,7 @@ class Inserter {
   }
 
  private:
-  static constexpr int numbers = real ? 1 : 2;
   using Mine = Samples<Interpolation, T, V, numbers>;
-
-  Writer<Interpolation, T, V, real> writer(int64_t batch, int64_t low, int64_t high) const {
-    const int64_t start = batch * q_.volume_stride;
-    return {entries_, volumes_ + start * numbers, weight_volumes_ == nullptr ? nullptr : weight_volumes_ + start, low,
-            high};
-  }
 
   int64_t start(int64_t row) const { return start_ + row * columns_; }
 
@@ -532,11 +380,10 @@ class Inserter {
     }
   }
 
-  const Problem& q_;
   const Rows<I>& rows_;
   const Volume<Interpolation, T, V>& entries_;
   const T *images_, *weights_;
-  T *volumes_, *weight_volumes_;
+  const Sums<T, V, numbers>& sums_;
   const bool far_;
   const int64_t columns_ = rows_.grid.columns();
   const int64_t roomy_ = columns_ >= kLanes ? rows_.count() - 1 : 0;  // rows that have a vector of numbers behind them
@@ -551,36 +398,38 @@ template <class Interpolation, class T, int V, int I, bool real>
 void backproject(const Problem& q, const void* images, const void* weights, void* volumes, void* weight_volumes,
                  const Parallel& parallel) {
   constexpr int numbers = real ? 1 : 2;
-  const Grid<V> grid = grid_of<V>(q.volume_shape);
   const Rows<I> rows(grid_of<I>(q.image_shape), q.cutoff);
-  const Volume<Interpolation, T, V> entries(grid, q.mates);
-  const int64_t n = grid.shape[V - 1];
-  const int64_t plane_bytes = 2 * (grid.size() / n) * int64_t(sizeof(T)) * (numbers + (weights == nullptr ? 0 : 1));
-  Shares shares(q.poses);
+  const Sums<T, V, numbers> sums(q, q.poses * rows.samples(), static_cast<T*>(volumes), static_cast<T*>(weight_volumes));
+  const Volume<Interpolation, T, V> entries(sums.grid, q.mates);
+  const int64_t planes = sums.grid.shape[V - 1] / 2 + 1;
+  const auto add_mates = [&](int64_t b, int64_t low, int64_t high) {
+    if (q.mates) add_mates_between<T, V, numbers>(sums.grid, low, high, sums.volume(b, 0), sums.weights(b, 0));
+  };
+  Shares shares;
   parallel(kSlabs, [&](int64_t from, int64_t to) {
     if (from == to) return;  // a runner may ask for it beside the whole range, of which nobody else takes a part
-    Inserter<Interpolation, T, V, I, real> inserter(q, rows, entries, images, weights, volumes, weight_volumes);
+    Inserter<Interpolation, T, V, I, real> inserter(q, rows, entries, images, weights, sums);
     const auto clear = [&](const Job& job) {
-      if (!q.add) inserter.clear(job);
+      if (!q.add || job.copy > 0) sums.clear(job.batch, job.copy, job.low, job.high);
     };
     const auto nothing = [](const Job&) {};
-    const auto add = [&](int64_t b, int64_t low, int64_t high, int64_t pose) { inserter.add(b, low, high, pose); };
+    const auto add = [&](const Job& job) { inserter.add(job); };
     const auto complete = [&](const Job& job) {
-      if (q.mates) inserter.add_mates(job);
+      if (sums.copies == 1) add_mates(job.batch, job.low, job.high);
     };
     const bool alone = to - from == kSlabs;
-    const Limits limits = alone ? Limits{} : slabs(inserter.view, q.poses, n);
-    const auto work = [&](int64_t begin, int64_t end) {
-      const int64_t step =
-          (end - begin) * plane_bytes <= kCachedRange ? end - begin : std::max<int64_t>(1, kSlabBytes / plane_bytes);
-      for (int64_t b = 0; b < q.batch; ++b)
-        for (int64_t low = begin; low < end; low += step)
-          shares.work(from, {b, low, std::min(low + step, end), 0}, clear, add, complete);
-    };
-    if (alone) return work(0, n / 2 + 1);
+    const Limits limits = alone ? whole(planes) : slabs(inserter.view, q.poses, planes);
     for (int64_t first, last; shares.begin(from, to, first, last) || shares.begin(0, kSlabs, first, last);)
-      work(limits[size_t(first)], limits[size_t(last)]);
-    for (Job job; shares.take(limits, job);) shares.work(from, job, nothing, add, complete);
+      sums.each_job(limits, first, last, [&](const Job& job) { shares.work(from, job, clear, add, complete); });
+    for (Job job; !alone && shares.take(limits, job);) shares.work(from, job, nothing, add, complete);
+  });
+  if (sums.copies == 1) return;
+  parallel(q.batch * planes, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) {
+      const int64_t b = i / planes, k = i % planes;
+      sums.add_copies(b, k, k + 1);
+      add_mates(b, k, k + 1);
+    }
   });
 }
 
