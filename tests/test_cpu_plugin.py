@@ -38,35 +38,26 @@ stable_interface = pytest.mark.skipif(
 
 LEVELS = ("baseline", "avx2", "avx512")
 
-# Large enough to be worth several threads.
-LARGE = [
-    Case(
-        "large",
-        (20,) * dims,
-        (20,) * image_dims,
-        interpolation,
-        batch=2,
-        poses=40 if image_dims == 2 else 4,
-        shift_batch=2,
-    )
-    for dims, image_dims in GEOMETRIES
-    for interpolation in INTERPOLATION_CODES
-]
 
-# Enough images that they are added to several copies of a volume.
-MANY = [
-    Case(
-        "many",
-        (16,) * dims,
-        (16,) * image_dims,
-        interpolation,
-        batch=2,
-        poses=150 if image_dims == 2 else 15,
-        shift_batch=2,
-    )
-    for dims, image_dims in GEOMETRIES
-    for interpolation in INTERPOLATION_CODES
-]
+def cubes(name: str, size: int, images: int, volumes: int) -> list[Case]:
+    """Of every geometry and interpolation, with so many images, 2D or 3D, to each volume."""
+    return [
+        Case(
+            name,
+            (size,) * dims,
+            (size,) * image_dims,
+            interpolation,
+            batch=2,
+            poses=images if image_dims == 2 else volumes,
+            shift_batch=2,
+        )
+        for dims, image_dims in GEOMETRIES
+        for interpolation in INTERPOLATION_CODES
+    ]
+
+
+LARGE = cubes("large", 20, 40, 4)  # enough to be worth several threads
+MANY = cubes("many", 16, 150, 15)  # enough that they are added to several copies of a volume
 
 # Their entries are asked for ahead; rows are longer than a block.
 FAR = [

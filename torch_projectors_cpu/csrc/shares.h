@@ -79,9 +79,9 @@ struct Job {
 // Of more memory than the first, a thread adds to as much as the second at once: it stays in cache as all images pass.
 constexpr int64_t kCachedRange = 32 << 20, kSlabBytes = 8 << 20;
 
-// What images are added to: each of the volumes or, for more images than a small one has room for, copies of it, each
-// for as many of them, which are added at last. For every owner of planes is busy with nearly all rows of the images,
-// and more so than with what it adds if there are few planes for each. Their number is of sizes, not of threads.
+// What images are added to: volumes or, where images are many and volumes small, copies of each, one for every so many
+// images, which are summed at last. Every owner of planes visits nearly all rows of all images, and if it has few planes
+// that takes longer than adding. How many copies there are is for sizes to say, not for threads: so sums are the same.
 template <class T, int V, int numbers>
 class Sums {
  public:
