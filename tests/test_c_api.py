@@ -521,6 +521,10 @@ def test_a_lack_of_memory_is_an_error_code_and_a_lack_of_threads_is_none():
     expected = np.empty_like(large_images)
     ok("forward_project", serial, large_volume, expected)
     parallel, _, actual = large(threads=4)
+    # Added to copies of the volume, 8 MB in all.
+    poses = np.broadcast_to(np.eye(2), (1, 50, 2, 2)).copy()
+    many, image = problem((256, 256), (256, 256), poses, image_strides=(0, 0), add=1), normal(1, 1, 256, 129)
+    sums = np.ones((1, 256, 129), complex)
 
     def allow(more):
         pages = int(open("/proc/self/statm").read().split()[0])
@@ -529,10 +533,14 @@ def test_a_lack_of_memory_is_an_error_code_and_a_lack_of_threads_is_none():
     allow(8 * 2**20)
     code, message = run("project_gradients", q, volume, images, None, None, of_rotations, None), library.message()
     allow(2**20)
+    code_of_copies = run("backward_project", many, image, None, sums, None)
     code_of_threads = run("forward_project", parallel, large_volume, actual)
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert (code, "out of memory" in message) == (MEMORY, True), (code, message)
     assert code_of_threads == OK, library.message()
+    assert code_of_copies == MEMORY and (sums == 1).all()
+    ok("backward_project", many, image, None, sums, None)
+    assert (sums != 1).any()
     assert (actual == expected).all()
     ok("project_gradients", q, volume, images, None, None, of_rotations, None)
     """

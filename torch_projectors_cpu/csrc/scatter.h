@@ -123,7 +123,7 @@ struct Writer {
   const Volume<Interpolation, T, V>& entries;
   const Grid<V> grid;
   T* volume;
-  T* weights;                // or null
+  T* weights;         // or null
   int64_t low, high;  // own frequencies of the slowest axis: low <= |k| < high
   const Planes own;
   alignas(64) int32_t usual[kBlock];  // whether taps of a sample that are not own can be added, without weight, to own
